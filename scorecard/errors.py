@@ -7,6 +7,7 @@
     ├── RunnerUnavailable          this backend cannot run here; the case is skipped, with what mends it
     ├── DataUnavailable            an evaluation or calibration data set is not on this machine
     ├── ArtifactError              files in $OUTPUT_MODEL break a rule (link, sparse file, pickle)
+    ├── ComparisonError            two cases were not scored on the same documents
     ├── IsolationError             a worker tried to reach what it must not see
     └── StageFailed                a stage ended without a result: it crashed, was killed, or passed a limit
 
@@ -48,6 +49,10 @@ class DataUnavailable(ScorecardError):
 
 class ArtifactError(ScorecardError):
     """The artifact breaks a rule of the byte ledger."""
+
+
+class ComparisonError(ScorecardError):
+    """Two cases cannot be compared: they were not scored on the same documents."""
 
 
 class IsolationError(ScorecardError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-Stage = Literal["compress", "compile", "audit", "evaluate", "measure"]
+Stage = Literal["prepare", "compress", "audit", "evaluate", "measure"]
 Status = Literal["ok", "failed", "skipped"]
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
 

@@ -1,0 +1,109 @@
+"""``python -m scorecard {run,list,report,doctor,schema}``; each says more with ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runners import base
+from scorecard import isolation, load, machine, results
+from scorecard.errors import EXIT_USAGE, RunnerUnavailable, ScorecardError
+from scorecard.run import BENCH_STAGES, Run, add_options, from_arguments
+from scorecard.spec import Case
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="scorecard", description="The scorecard for LLM compression.")
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("run", help="the same as pytest; takes pytest's arguments", add_help=False)
+    listing = verbs.add_parser("list", help="the cases of models.yaml and what the store has of them")
+    report = verbs.add_parser("report", help="the score table, from what the store has")
+    report.add_argument("--format", choices=sorted(results.FORMATS), default="text")
+    report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
+    report.add_argument("-k", dest="keyword", metavar="TEXT", help="only cases whose id contains TEXT")
+    doctor = verbs.add_parser("doctor", help="what works on this machine, and what mends the rest")
+    verbs.add_parser("schema", help="print the JSON Schema of models.yaml, for editors")
+    for verb in (listing, report, doctor):
+        add_options(verb.add_argument)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["run"]:
+        return _run(given[1:])
+    options = parser().parse_args(given)
+    if options.verb == "schema":
+        print(json.dumps(load.json_schema(), indent=2))
+        return 0
+    try:
+        run = Run(from_arguments(lambda name: getattr(options, name)))
+        return {"list": _list, "report": _report, "doctor": _doctor}[options.verb](run, options)
+    except ScorecardError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except BrokenPipeError:
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    import pytest
+
+    bench = Path(__file__).with_name("test_scorecard.py")
+    return int(pytest.main([str(bench), f"--rootdir={machine.ROOT}", *arguments]))
+
+
+def _list(run: Run, options: argparse.Namespace) -> int:
+    found = run.lookup(run.cases)
+    width = max(len(case.id) for case in run.cases)
+    for case in run.cases:
+        states = " ".join(f"{stage}:{_state(found[case.id][stage])}" for stage in BENCH_STAGES)
+        print(f"{case.id:<{width}}  {case.config.runner:<9} {states}")
+    return 0
+
+
+def _state(record: object) -> str:
+    status = getattr(record, "status", "-")
+    return "-" if getattr(record, "reason", None) == "not run yet" else str(status)
+
+
+def _report(run: Run, options: argparse.Namespace) -> int:
+    cases: list[Case] = [c for c in run.cases if not options.keyword or options.keyword in c.id]
+    if not cases:
+        raise ScorecardError(f"-k {options.keyword}: no case of {run.options.models_yaml.name} contains that")
+    text = results.summarise(run, cases, write=False).render(options.format)
+    if options.output:
+        options.output.write_text(text)
+    else:
+        print(text)
+    return 0
+
+
+def _doctor(run: Run, options: argparse.Namespace) -> int:
+    here = machine.describe()
+    memory = (here["memory_bytes"] or 0) / 2**30
+    print(f"machine    {here['cpu']}, {here['cores']} cores, {memory:.1f} GiB, {here['os']}")
+    print("gpu        " + (", ".join(g["name"] for g in here["gpus"]) or "none: everything runs on the CPU"))
+    print(f"isolation  {isolation.available()}")
+    print(f"store      {run.options.work_dir}")
+    print(f"models     {run.options.models_dir}")
+    for name in base.names():
+        print(f"{name:<10} {_availability(name)}")
+    return 0
+
+
+def _availability(name: str) -> str:
+    runner = base.get(name)
+    try:
+        runner.check()
+    except RunnerUnavailable as error:
+        return f"no: {error}"
+    versions = machine.packages(r.partition("==")[0] for r in runner.requires)
+    return "ok" + "".join(f", {package} {version}" for package, version in versions.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

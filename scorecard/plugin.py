@@ -1,0 +1,162 @@
+"""The pytest side: options, one test per case and stage, work begun early, the table at the end.
+
+Stages run in workers of a ``Bench``; tests only wait for their records, so that ``-k``, ``-x``, ``--lf``,
+``-n`` and JUnit work as ever. The table is built in the controlling process from the store's records.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scorecard import results
+from scorecard.errors import ScorecardError
+from scorecard.run import Run, add_options, from_arguments
+from scorecard.spec import Case, Expect, Record, Stage
+
+BENCH_FILE = Path(__file__).with_name("test_scorecard.py")
+_STAGE_OF: dict[str, Stage] = {
+    "test_compress": "compress",
+    "test_size": "audit",
+    "test_audit": "audit",
+    "test_evaluate": "evaluate",
+    "test_latency": "measure",
+}
+_CASE = "scorecard_case"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser.getgroup("scorecard", "the scorecard for LLM compression").addoption)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Read models.yaml before anything is collected: a mistake in it is one line and exit code 4."""
+    config = session.config
+    if not _benches(config):
+        return
+    try:
+        options = from_arguments(lambda name: config.getoption(name, default=None))
+        run = Run(options, exclusive=not _parallel(config))
+    except ScorecardError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.pluginmanager.register(BenchSession(run, config), BenchSession.NAME)
+
+
+def _benches(config: pytest.Config) -> bool:
+    """Whether the bench's file is among what was asked for."""
+    asked = [config.invocation_params.dir / str(a).partition("::")[0] for a in config.args]
+    return any(BENCH_FILE.is_relative_to(path.resolve()) for path in asked)
+
+
+def _parallel(config: pytest.Config) -> bool:
+    return bool(getattr(config.option, "numprocesses", None)) or hasattr(config, "workerinput")
+
+
+class BenchSession:
+    """One pytest process's part in a run; ``-n`` makes one in each worker and one in the controller."""
+
+    NAME = "scorecard-session"
+
+    def __init__(self, run: Run, config: pytest.Config) -> None:
+        self.run, self.config = run, config
+        self.parallel = _parallel(config)
+        self.seen: dict[str, Case] = {}
+        self.summary: results.Summary | None = None
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if metafunc.definition.path == BENCH_FILE and "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", self.run.cases, ids=lambda case: case.id, scope="module")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Timings last: they wait until nothing else runs."""
+        items.sort(key=lambda item: getattr(item, "originalname", "") == "test_latency")
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Begin all selected work at once; under ``-n`` each worker does its own, when its turn comes."""
+        if not session.config.option.collectonly and not self.parallel:
+            self.run.bench.submit(_wanted(session.items))
+
+    def finished(self, node: pytest.Item, case: Case, stage: Stage) -> Record:
+        """Wait for a stage; the test fails, skips or is an expected failure as the stage did."""
+        node.user_properties.append((_CASE, case.id))
+        if stage == "measure" and self.parallel:
+            pytest.skip("timings need the machine to themselves: run without -n")
+        record = self.run.bench.record(case, stage)
+        node.user_properties.extend(_properties(record))
+        _judge(case, stage, record)
+        return record
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called in the controller too, with what its workers reported."""
+        for name, value in report.user_properties:
+            if name == _CASE:
+                self.seen.setdefault(str(value), self.run.case(str(value)))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """End the work, then build the rows here rather than in the summary, where an error would hide."""
+        self.run.close()
+        if self.seen and not hasattr(session.config, "workerinput"):
+            order = [case for case in self.run.cases if case.id in self.seen]
+            self.summary = results.summarise(self.run, order)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.summary:
+            terminalreporter.section("scorecard")
+            terminalreporter.write_line(self.summary.text(terminalreporter.get_width()))
+
+
+def _wanted(items: Iterable[Any]) -> list[tuple[Case, Stage]]:
+    bench = [i for i in items if i.path == BENCH_FILE and i.originalname in _STAGE_OF]
+    pairs = [(i.callspec.params["case"], _STAGE_OF[i.originalname]) for i in bench]
+    return list({(case.id, stage): (case, stage) for case, stage in pairs}.values())
+
+
+@pytest.fixture
+def finished(request: pytest.FixtureRequest) -> Callable[[Case, Stage], Record]:
+    """``finished(case, stage)`` waits for a stage and gives its record. A callable rather than a value, so
+    that a failed stage is a failed test and not an error in its setup."""
+    session: Any = request.config.pluginmanager.get_plugin(BenchSession.NAME)
+
+    def wait(case: Case, stage: Stage) -> Record:
+        record: Record = session.finished(request.node, case, stage)
+        return record
+
+    return wait
+
+
+def _judge(case: Case, stage: Stage, record: Record) -> None:
+    expect = case.expect if case.expect and case.expect.fails == stage else None
+    if record.status == "failed":
+        _failed(case, record, expect)
+    if record.status == "skipped":
+        pytest.skip(record.reason or "")
+    if expect:
+        pytest.fail(f"{case.id}: {stage} was declared to fail ({expect.match}) and did not", pytrace=False)
+
+
+def _failed(case: Case, record: Record, expect: Expect | None) -> None:
+    if expect and re.search(expect.match, record.reason or ""):
+        pytest.xfail(f"declared in models.yaml: {expect.reason or record.reason}")
+    message = f"{case.id}: {record.stage} failed: {record.reason}"
+    pytest.fail("\n".join([message, *record.log_tail]), pytrace=False)
+
+
+def _properties(record: Record) -> Iterator[tuple[str, object]]:
+    """The plain numbers of a record, for JUnit."""
+    yield "stage_key", record.key
+    yield "stage_seconds", round(record.seconds, 3)
+    yield from _flat(record.result)
+
+
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float, str)):
+            yield f"{prefix}{name}", value

@@ -1,0 +1,164 @@
+"""One run put together: options, the cases they select, the bench that works on them, the rows that come out.
+
+What pytest, ``python -m scorecard`` and ``runners/cli.py`` share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from runners import base
+from scorecard import load, machine, sources
+from scorecard.errors import SpecError, nearest
+from scorecard.spec import Case, Record, Stage
+from scorecard.stages import Bench, Settings, default_jobs
+from scorecard.store import Store
+
+BENCH_STAGES: tuple[Stage, ...] = ("compress", "audit", "evaluate", "measure")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where things are and how to go about the work; ``evaluation`` overrides what models.yaml says."""
+
+    models_yaml: Path
+    models_dir: Path
+    work_dir: Path
+    results_dir: Path
+    jobs: int | None = None
+    offline: bool = False
+    build: bool = True
+    rerun: bool = False
+    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """Declare the options; ``add`` is ``argparse``'s ``add_argument`` or pytest's ``addoption``."""
+    add("--models-yaml", metavar="FILE", help="the matrix of models and configs [models.yaml]")
+    add("--models-dir", metavar="DIR", help="where fetched models are kept [~/.scorecard-models]")
+    add("--work-dir", metavar="DIR", help="the store of finished stages [.scorecard]")
+    add("--results-dir", metavar="DIR", help="where results.json, results.csv and results.md go [results]")
+    add("--jobs", type=int, metavar="N", help="workers at once [one per core, one on a GPU]")
+    add("--offline", action="store_true", help="fetch nothing: neither models nor data sets")
+    add("--no-build", action="store_true", help="compute nothing, report what the store has")
+    add("--rerun", action="store_true", help="compute again what the store has")
+    add("--tasks", metavar="A,B", help="evaluate on these lm-eval tasks instead")
+    add("--num-fewshot", type=int, metavar="N", help="examples in the prompt of every task")
+    add("--limit", type=int, metavar="N", help="documents per task (for a quick look: not comparable)")
+    add("--batch-size", type=int, metavar="N", help="evaluation batch size")
+    add("--apply-chat-template", action="store_true", help="prompts through the tokenizer's chat template")
+
+
+def from_arguments(given: Callable[[str], Any]) -> Options:
+    """``Options`` from parsed arguments; ``given("models_dir")`` is one of them, ``None`` where not said."""
+    evaluation = {
+        "tasks": tuple(t.strip() for t in given("tasks").split(",") if t.strip()) if given("tasks") else None,
+        "num_fewshot": given("num_fewshot"),
+        "limit": given("limit"),
+        "batch_size": given("batch_size"),
+        "apply_chat_template": given("apply_chat_template") or None,
+    }
+    for name in ("limit", "batch_size", "jobs"):
+        if given(name) is not None and given(name) < 1:
+            raise SpecError(f"--{name.replace('_', '-')}: {given(name)} is not possible; write 1 or more")
+
+    def place(name: str, default: Path) -> Path:
+        return Path(given(name) or os.environ.get(f"SCORECARD_{name.upper()}") or default).resolve()
+
+    return Options(
+        models_yaml=place("models_yaml", machine.ROOT / "models.yaml"),
+        models_dir=place("models_dir", sources.default_models_dir()),
+        work_dir=place("work_dir", machine.ROOT / ".scorecard"),
+        results_dir=place("results_dir", machine.ROOT / "results"),
+        jobs=given("jobs"),
+        offline=bool(given("offline")),
+        build=not given("no_build"),
+        rerun=bool(given("rerun")),
+        evaluation={name: value for name, value in evaluation.items() if value is not None},
+    )
+
+
+class Run:
+    """The cases of a models.yaml, ready to be worked on. Raises SpecError for a file that is wrong."""
+
+    def __init__(self, options: Options, *, exclusive: bool = True) -> None:
+        self.options, self.exclusive = options, exclusive
+        self.suite = load.load(options.models_yaml)
+        self.cases = [self._adapt(case) for case in self.suite.cases]
+        for case in self.cases:
+            check_options(case, options.models_yaml.name)
+
+    def _adapt(self, case: Case) -> Case:
+        evaluation = dataclasses.replace(case.evaluation, **self.options.evaluation)
+        return dataclasses.replace(case, evaluation=evaluation)
+
+    def baseline_of(self, case: Case) -> Case:
+        return self.suite.baseline_of(case)
+
+    def case(self, name: str) -> Case:
+        """The case with this id. Raises SpecError naming the nearest one."""
+        known = {case.id: case for case in self.cases}
+        if name not in known:
+            raise SpecError(
+                f"{self.options.models_yaml.name}: there is no case '{name}'; {nearest(name, known)}"
+            )
+        return known[name]
+
+    @cached_property
+    def bench(self) -> Bench:
+        return Bench(Store(self.options.work_dir), self.baseline_of, self._settings())
+
+    def _settings(self) -> Settings:
+        options = self.options
+        return Settings(
+            models_dir=options.models_dir,
+            jobs=options.jobs or (default_jobs(self._largest_model_bytes()) if self.exclusive else 1),
+            offline=options.offline,
+            build=options.build,
+            rerun=options.rerun,
+        )
+
+    def _largest_model_bytes(self) -> int:
+        """Of the models already on disk; what is still to be fetched is taken for 4 GiB."""
+        sizes = [_size_bytes(self.options.models_dir, case) for case in self.cases]
+        return max(sizes, default=0)
+
+    def close(self) -> None:
+        if "bench" in self.__dict__:
+            self.bench.close()
+
+    def lookup(self, cases: Iterable[Case]) -> dict[str, dict[Stage, Record]]:
+        """What the store has of these cases, nothing computed."""
+        settings = dataclasses.replace(self._settings(), build=False, rerun=False)
+        reader = Bench(Store(self.options.work_dir), self.baseline_of, settings)
+        try:
+            wanted = list(cases)
+            reader.submit((case, stage) for case in wanted for stage in BENCH_STAGES)
+            return {c.id: {stage: reader.record(c, stage) for stage in BENCH_STAGES} for c in wanted}
+        finally:
+            reader.close()
+
+
+def check_options(case: Case, where: str) -> None:
+    """Raises SpecError for an unknown runner or option before any work starts."""
+    place = f"{where}: configs.{case.config.name}"
+    try:
+        runner = base.get(case.config.runner)
+    except SpecError as error:
+        raise SpecError(f"{place}: {error}") from None
+    runner.parse(case.config.options, place)
+
+
+def _size_bytes(models_dir: Path, case: Case) -> int:
+    model = case.model
+    if model.source.startswith("embedded:"):
+        return 2**23
+    folder = models_dir / model.set / f"{model.name}@{model.version}"
+    if not folder.is_dir():
+        return 2**32
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))

@@ -1,0 +1,296 @@
+"""The order of stages of a case, each run at most once: a small graph of futures over a pool of workers.
+
+fetch ──▶ compress ──▶ audit
+              └──────▶ evaluate  (after ``prepare`` and after the baseline's evaluate, which is its reference)
+              └──────▶ measure   (alone on the machine, after everything else)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+from runners import base
+from scorecard import keys, machine, sources
+from scorecard.errors import RunnerUnavailable, ScorecardError
+from scorecard.executor import ProcessExecutor
+from scorecard.graph import Graph
+from scorecard.request import OUTCOME, REQUEST, Outcome, Request
+from scorecard.spec import Case, EvalSpec, Limit, ModelSpec, Record, Stage, to_json
+from scorecard.store import Store, now, stage_key
+
+BASELINE = "baseline"
+REFERENCE = "reference.safetensors"
+
+
+class Executor(Protocol):
+    def run(self, request: Request) -> Outcome: ...
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a run goes about its work; nothing here changes a result.
+
+    ``build=False`` reports only what the store has; ``rerun`` computes again what it has.
+    """
+
+    models_dir: Path
+    jobs: int = 1
+    offline: bool = False
+    build: bool = True
+    rerun: bool = False
+
+    @property
+    def threads(self) -> int:
+        return max(1, machine.cores() // self.jobs)
+
+
+def default_jobs(model_bytes: int) -> int:
+    """Workers at once: one on a GPU, else one per core as far as memory goes (4 copies of a model each)."""
+    if machine.gpus():
+        return 1
+    available = machine.memory_bytes("MemAvailable") or 0
+    return max(1, min(machine.cores(), available // (4 * model_bytes + 2**30)))
+
+
+class Bench:
+    """Runs stages of cases. Every method is safe to call from several threads and never raises for a failed
+    stage: a stage that did not work out is a Record whose status says so."""
+
+    def __init__(
+        self,
+        store: Store,
+        baseline_of: Callable[[Case], Case],
+        settings: Settings,
+        executor: Executor | None = None,
+    ) -> None:
+        self.store, self.baseline_of, self.settings = store, baseline_of, settings
+        self.executor: Executor = executor or ProcessExecutor()
+        self._graph = Graph(settings.jobs)
+
+    def submit(self, wanted: Iterable[tuple[Case, Stage]]) -> None:
+        """Begin work on all of these; timings start when nothing else is left to do."""
+        pairs = sorted(wanted, key=lambda pair: pair[1] == "measure")
+        for case, stage in pairs:
+            self.future(case, stage)
+
+    def record(self, case: Case, stage: Stage) -> Record:
+        """The record of one stage of a case; waits for it and everything it needs."""
+        return self.future(case, stage).result()
+
+    def future(self, case: Case, stage: Stage) -> Future[Record]:
+        plan = {
+            "compress": self._compress,
+            "audit": self._audit,
+            "evaluate": self._evaluate,
+            "measure": self._measure,
+        }[stage]
+        return self._graph.once(f"{stage} {stage_key({'case': case})}", lambda: plan(case))
+
+    def close(self) -> None:
+        """Stop: nothing queued is started, workers are ended with all their processes."""
+        self._graph.close(self.executor.close)
+
+    # -- the graph ---------------------------------------------------------------------------------------
+
+    def _fetch(self, model: ModelSpec) -> Future[Any]:
+        def fetch() -> Any:
+            try:
+                return sources.fetch(model, self.settings.models_dir, offline=self.settings.offline)
+            except ScorecardError as error:
+                return error
+
+        return self._graph.once(f"fetch {model.id}", lambda: self._graph.after([], fetch))
+
+    def _prepare(self, spec: EvalSpec) -> Future[Record]:
+        inputs = keys.prepare(spec)
+        request = {"evaluation": spec}
+        return self._graph.once(
+            f"prepare {stage_key(inputs)}",
+            lambda: self._graph.after(
+                [], lambda: self._stage("prepare", ", ".join(spec.tasks), inputs, request)
+            ),
+        )
+
+    def _compress(self, case: Case) -> Future[Record]:
+        model = self._fetch(case.model)
+
+        def run() -> Record:
+            fetched, runner = model.result(), base.get(case.config.runner)
+            if isinstance(fetched, ScorecardError):
+                return _not_done("compress", case, "failed", str(fetched))
+            try:
+                runner.check()
+                inputs = keys.compress(case, runner(case, None, Path()), fetched.sha256)
+            except RunnerUnavailable as error:
+                return _not_done("compress", case, "skipped", str(error))
+            except ScorecardError as error:
+                return _not_done("compress", case, "failed", str(error))
+            return self._stage("compress", case.id, inputs, {"case": case, "model_dir": str(fetched.path)})
+
+        return self._graph.after([model], run)
+
+    def _audit(self, case: Case) -> Future[Record]:
+        model, compressed = self._fetch(case.model), self.future(case, "compress")
+
+        def run() -> Record:
+            parent = compressed.result()
+            if parent.status != "ok":
+                return _blocked("audit", case, parent)
+            request = {
+                "case": case,
+                "model_dir": str(model.result().path),
+                "artifact": self._artifact(parent),
+            }
+            return self._stage("audit", case.id, keys.audit(parent.key), request)
+
+        return self._graph.after([model, compressed], run)
+
+    def _evaluate(self, case: Case) -> Future[Record]:
+        baseline = self.baseline_of(case)
+        refers = baseline.id != case.id
+        needs = [self._fetch(case.model), self.future(case, "compress"), self._prepare(case.evaluation)]
+        needs += [self.future(baseline, "evaluate")] if refers else []
+
+        def run() -> Record:
+            fetched, *records = [need.result() for need in needs]
+            bad = next((r for r in records if r.status != "ok"), None)
+            if bad:
+                return _blocked("evaluate", case, bad)
+            parent, tasks = records[:2]
+            reference = records[2] if refers and case.evaluation.heldout else None
+            runner = base.get(case.config.runner)
+            inputs = keys.evaluate(case, runner, parent.key, tasks.result, reference and reference.key)
+            request = {
+                "case": case,
+                "artifact": self._artifact(parent),
+                "hidden": self._hidden(fetched),
+                "reference": reference and str(self.store.path(reference.key) / REFERENCE),
+                "writes_reference": not refers and case.evaluation.heldout is not None,
+            }
+            return self._stage("evaluate", case.id, inputs, request)
+
+        return self._graph.after(needs, run)
+
+    def _measure(self, case: Case) -> Future[Record]:
+        baseline = self.baseline_of(case)
+        compare = baseline.id != case.id and case.measure.interleave
+        needs = [self._fetch(case.model), self.future(case, "compress")]
+        needs += [self.future(baseline, "compress")] if compare else []
+
+        def run() -> Record:
+            fetched, *records = [need.result() for need in needs]
+            bad = next((r for r in records if r.status != "ok"), None)
+            if bad:
+                return _blocked("measure", case, bad)
+            inputs = keys.measure(case, records[0].key, records[1].key if compare else None)
+            request = {
+                "case": case,
+                "artifact": self._artifact(records[0]),
+                "hidden": self._hidden(fetched),
+                "baseline": baseline if compare else None,
+                "baseline_artifact": self._artifact(records[1]) if compare else None,
+                "threads": machine.cores(),
+            }
+            with self._alone():
+                return self._stage("measure", case.id, inputs, request)
+
+        barrier = self._graph.all() if self.settings.build else []
+        return self._graph.after([*needs, *barrier], run)
+
+    # -- one stage -----------------------------------------------------------------------------------------
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Timings of several runs on one machine wait for each other."""
+        return self.store.lock("measure") if self.settings.build else nullcontext()
+
+    def _artifact(self, compressed: Record) -> str:
+        return str(self.store.path(compressed.key) / "artifact")
+
+    def _hidden(self, fetched: Any) -> tuple[str, ...]:
+        """Everything through which a stage could reach the original: the store holds a copy of it too."""
+        hub = os.environ.get("HF_HUB_CACHE") or Path(
+            os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"), "hub"
+        )
+        places = [self.store.root, self.settings.models_dir, fetched.path, fetched.origin]
+        return tuple(str(p) for p in [*places, *sorted(Path(hub).glob("models--*"))] if p)
+
+    def _stage(
+        self, stage: Stage, name: str, inputs: Mapping[str, Any], request: Mapping[str, Any]
+    ) -> Record:
+        """The record of one stage: found in the store, or made by a worker and published."""
+        key = stage_key(inputs)
+        found = None if self.settings.rerun else self.store.get(key)
+        if found:
+            return self._reuse(found, name)
+        if not self.settings.build:
+            missing = Record(stage, key, name, "skipped", inputs, now(), 0.0, reason="not run yet")
+            return self.store.failure(key) or missing
+        with self.store.lock(key):
+            found = None if self.settings.rerun else self.store.get(key)
+            return self._reuse(found, name) if found else self._work(stage, key, name, inputs, request)
+
+    def _reuse(self, record: Record, name: str) -> Record:
+        self.store.event("reused", stage=record.stage, case=name, key=record.key)
+        return dataclasses.replace(record, case=name)
+
+    def _work(
+        self, stage: Stage, key: str, name: str, inputs: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> Record:
+        case: Case | None = fields.get("case")
+        settings = {
+            "evaluation": case.evaluation if case else None,
+            "limit": case.limits.get(stage, Limit()) if case else Limit(),
+            "threads": self.settings.threads,
+            "offline": self.settings.offline,
+        }
+        begin, started_at = time.monotonic(), now()
+        self.store.event("started", stage=stage, case=name, key=key)
+        with self.store.partial(key) as folder:
+            outcome = self.executor.run(Request(stage, str(folder), **{**settings, **fields}))
+            record = Record(
+                stage=stage,
+                key=key,
+                case=name,
+                status=outcome.status,
+                inputs=to_json(inputs),
+                started_at=started_at,
+                seconds=time.monotonic() - begin,
+                result=outcome.result,
+                reason=outcome.reason,
+                log_tail=outcome.log_tail,
+                machine=machine.describe(),
+                packages=inputs.get("packages", {}),
+            )
+            record = self._keep(folder, record)
+        self.store.event(record.status, stage=stage, case=name, key=key, seconds=record.seconds)
+        return record
+
+    def _keep(self, folder: Path, record: Record) -> Record:
+        if record.status != "ok":
+            if not self._graph.closed:
+                self.store.fail(record)
+            return record
+        for name in (REQUEST, OUTCOME):
+            (folder / name).unlink(missing_ok=True)
+        if self.settings.rerun:
+            shutil.rmtree(self.store.path(record.key), ignore_errors=True)
+        return self.store.publish(folder, record)
+
+
+def _not_done(stage: Stage, case: Case, status: Any, reason: str) -> Record:
+    return Record(stage, "", case.id, status, {}, now(), 0.0, reason=reason)
+
+
+def _blocked(stage: Stage, case: Case, by: Record) -> Record:
+    """A stage that cannot run because one that it needs has no result."""
+    whose = by.stage if by.case == case.id else f"{by.stage} of {by.case}"
+    return _not_done(stage, case, "skipped", f"{whose} {by.status}: {by.reason}")

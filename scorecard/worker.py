@@ -1,0 +1,217 @@
+"""Inside the fresh process: one stage of one case, from ``request.json`` to ``outcome.json``.
+
+    python -m scorecard.worker REQUEST.json
+
+The stage itself runs in a child under ``supervise``, with its output in ``worker.log``; results travel in
+files only. ``evaluate`` and ``measure`` run isolated: they see the artifact and not the original.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scorecard import isolation, machine, supervise
+from scorecard.errors import DataUnavailable, RunnerUnavailable, ScorecardError, SpecError
+from scorecard.request import LOG, OUTCOME, Outcome, Request, read_request, tail
+from scorecard.spec import Case
+from scorecard.store import sha256_tree, stage_key, write_atomic
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+RESULT = "result.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the request named on the command line; exit code 0 when its stage is ok, else 1."""
+    path = Path((sys.argv[1:] if arguments is None else arguments)[0])
+    request = read_request(path)
+    folder = Path(request.folder)
+    with tempfile.TemporaryDirectory(prefix="scorecard-", ignore_cleanup_errors=True) as scratch:
+        ended = supervise.run(lambda: _child(request, folder, Path(scratch)), request.limit)
+    outcome = _outcome(folder, ended)
+    write_atomic(folder / OUTCOME, outcome)
+    return 0 if outcome.status == "ok" else 1
+
+
+def _outcome(folder: Path, ended: supervise.Ended) -> Outcome:
+    log = tail(folder)
+    try:
+        left = json.loads((folder / RESULT).read_text())
+    except FileNotFoundError:
+        how = f"killed by signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
+        return Outcome("failed", reason=ended.limit or f"the worker died ({how})", log_tail=log)
+    (folder / RESULT).unlink()
+    if left["status"] != "ok":
+        return Outcome(left["status"], reason=left["reason"], log_tail=log)
+    result = left["result"]
+    if "peak_host_memory_bytes" in result and ended.peak_bytes:
+        result["peak_host_memory_bytes"] = max(result["peak_host_memory_bytes"] or 0, ended.peak_bytes)
+    return Outcome("ok", result)
+
+
+def _child(request: Request, folder: Path, scratch: Path) -> int:
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        result = {"status": "ok", "result": STAGES[request.stage](request, folder, scratch)}
+    except (RunnerUnavailable, DataUnavailable) as error:
+        result = {"status": "skipped", "reason": _line(error)}
+    except ScorecardError as error:
+        result = {"status": "failed", "reason": _line(error)}
+    except Exception as error:  # noqa: BLE001 - the boundary: a backend may raise anything, and the run goes on
+        traceback.print_exc()
+        result = {"status": "failed", "reason": f"{type(error).__name__}: {_line(error)}"}
+    write_atomic(_out(folder, scratch) / RESULT, result)
+    return 0 if result["status"] == "ok" else 1
+
+
+def _line(error: BaseException) -> str:
+    """The first non-empty line of an error's message."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _out(folder: Path, scratch: Path) -> Path:
+    """Where results go: under isolation ``folder`` is covered and bound to ``scratch/out``."""
+    bound = scratch / "out"
+    return bound if bound.is_dir() else folder
+
+
+def _case(request: Request) -> Case:
+    if request.case is None:
+        raise SpecError(f"{request.stage}: the request names no case")
+    return request.case
+
+
+def _path(value: str | None, what: str) -> Path:
+    if value is None:
+        raise SpecError(f"the request names no {what}")
+    return Path(value)
+
+
+def prepare(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
+    """Resolve the tasks and fetch their data, so that everything later can run with the hub off."""
+    from scorecard.evaluate import resolve
+
+    return dict(resolve(request.evaluation, offline=request.offline))
+
+
+def compress(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
+    from runners import _calibration, base
+
+    case, artifact = _case(request), folder / "artifact"
+    artifact.mkdir()
+    os.environ["OUTPUT_MODEL"] = str(artifact)
+    runner = base.get(case.config.runner)(case, _path(request.model_dir, "model"), artifact)
+    begin = time.perf_counter()
+    runner.compress()
+    seconds = time.perf_counter() - begin
+    files = sha256_tree(artifact)
+    if not files:
+        raise ScorecardError(
+            f"{case.id}: compress left nothing in $OUTPUT_MODEL; write the model's files there"
+        )
+    return {
+        "artifact_sha256": stage_key(files),
+        "seconds": seconds,
+        "peak_host_memory_bytes": supervise.peak_memory_bytes(),
+        "peak_cuda_memory_bytes": _peak_cuda_bytes(),
+        "device": machine.device(),
+        "calibration": _calibration.describe(case, runner.model_dir) if runner.calibrates else None,
+    }
+
+
+def _peak_cuda_bytes() -> int | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.max_memory_allocated())
+
+
+def audit(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
+    from scorecard.audit import audit as inspect
+    from scorecard.ledger import weigh
+
+    case = _case(request)
+    artifact, original = _path(request.artifact, "artifact"), _path(request.model_dir, "model")
+    claims = {"runner": case.config.runner, **case.config.options}
+    return {"ledger": weigh(artifact, original), "audit": inspect(artifact, original, claims)}
+
+
+def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
+    from scorecard.evaluate import evaluate as score
+
+    case = _case(request)
+    granted = {"artifact": _path(request.artifact, "artifact"), "out": folder}
+    if request.reference:
+        granted["reference"] = Path(request.reference).parent
+    seen = _isolate(request, scratch, granted)
+    out, reference = seen.granted["out"], seen.granted.get("reference")
+    lm = _loader(case, seen.granted["artifact"])()
+    result = score(
+        lm,
+        case.evaluation,
+        reference=reference / Path(request.reference or "").name if reference else None,
+        write_reference=out / "reference.safetensors" if request.writes_reference else None,
+        documents=out / "documents.parquet",
+    )
+    return {**result, "isolation": seen.mode, "threads": request.threads}
+
+
+def measure(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
+    from scorecard.latency import measure as time_it
+
+    case = _case(request)
+    granted = {"artifact": _path(request.artifact, "artifact"), "out": folder}
+    if request.baseline_artifact:
+        granted["baseline"] = Path(request.baseline_artifact)
+    seen = _isolate(request, scratch, granted, later=("baseline",) if request.baseline_artifact else ())
+
+    def load_baseline() -> LM:
+        return _loader(_baseline(request), seen.reveal("baseline"))()
+
+    load = _loader(case, seen.granted["artifact"])
+    result = time_it(load, case.measure, load_baseline if request.baseline_artifact else None)
+    return {**result, "isolation": seen.mode}
+
+
+def _baseline(request: Request) -> Case:
+    if request.baseline is None:
+        raise SpecError("measure: the request names no baseline")
+    return request.baseline
+
+
+def _isolate(
+    request: Request, scratch: Path, granted: dict[str, Path], later: tuple[str, ...] = ()
+) -> isolation.Isolation:
+    os.chdir(scratch)  # a working directory below a covered folder would still reach into it
+    hidden = [Path(p) for p in request.hidden]
+    return isolation.enter(scratch, hidden=hidden, granted=granted, later=later, writable=("out",))
+
+
+def _loader(case: Case, artifact: Path) -> Callable[[], LM]:
+    from runners import base
+
+    os.environ["OUTPUT_MODEL"] = str(artifact)
+    return base.get(case.config.runner)(case, None, artifact).load
+
+
+STAGES: dict[str, Callable[[Request, Path, Path], dict[str, Any]]] = {
+    "prepare": prepare,
+    "compress": compress,
+    "audit": audit,
+    "evaluate": evaluate,
+    "measure": measure,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
