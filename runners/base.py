@@ -51,7 +51,7 @@ class BaseRunner(ABC):
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], where: str) -> Any:
-        """Options of models.yaml as ``Options``. Raises SpecError naming the key and the nearest valid one."""
+        """``options`` of models.yaml as ``Options``. Raises SpecError naming the key and the nearest one."""
         fields = {f.name: f for f in dataclasses.fields(cls.Options)}
         hints = typing.get_type_hints(cls.Options)
         for key, value in options.items():

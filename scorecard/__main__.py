@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runners import base
-from scorecard import isolation, load, machine, results
+from scorecard import document, isolation, machine, results
 from scorecard.errors import EXIT_USAGE, RunnerUnavailable, ScorecardError
 from scorecard.run import BENCH_STAGES, Run, add_options, from_arguments
-from scorecard.spec import Case
+from scorecard.spec import Case, Record
+from scorecard.stages import NOT_RUN
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given[1:])
     options = parser().parse_args(given)
     if options.verb == "schema":
-        print(json.dumps(load.json_schema(), indent=2))
+        print(json.dumps(document.json_schema(), indent=2))
         return 0
     try:
         run = Run(from_arguments(lambda name: getattr(options, name)))
@@ -65,9 +66,8 @@ def _list(run: Run, options: argparse.Namespace) -> int:
     return 0
 
 
-def _state(record: object) -> str:
-    status = getattr(record, "status", "-")
-    return "-" if getattr(record, "reason", None) == "not run yet" else str(status)
+def _state(record: Record) -> str:
+    return "-" if record.reason == NOT_RUN else record.status
 
 
 def _report(run: Run, options: argparse.Namespace) -> int:

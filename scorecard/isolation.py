@@ -64,7 +64,8 @@ def enter(
     ``Isolation.reveal``. Raises IsolationError when a hidden folder holds what the process needs to run.
     """
     _go_offline()
-    folders = [p.resolve() for p in hidden if p.is_dir()]
+    found = {p.resolve() for p in hidden if p.is_dir()}
+    folders = [p for p in sorted(found) if not found & set(p.parents)]
     for needed in (scratch.resolve(), Path(sys.prefix), Path(__file__).resolve().parents[1]):
         holder = next((f for f in folders if needed.is_relative_to(f)), None)
         if holder:

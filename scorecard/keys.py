@@ -12,7 +12,7 @@ from runners import _calibration
 from runners.base import BaseRunner
 from scorecard import machine
 from scorecard.spec import Case, EvalSpec, Stage, to_json
-from scorecard.store import sha256_file
+from scorecard.store import sha256_file, stage_key
 
 # Raise a stage's number when equal inputs would now give another result.
 VERSIONS: Mapping[Stage, int] = {"prepare": 1, "compress": 1, "audit": 1, "evaluate": 1, "measure": 1}
@@ -37,14 +37,14 @@ def packages(runner: type[BaseRunner], more: Sequence[str] = ()) -> dict[str, st
 
 def prepare(spec: EvalSpec) -> dict[str, Any]:
     """Task names, the files that define local tasks, and the caches that hold the data of the others."""
-    paths = [resolve(p) for p in spec.task_paths] + [Path(t) for t in spec.tasks if Path(t).is_file()]
-    folders = sorted({str(p if p.is_dir() else p.parent) for p in paths if p.exists()})
+    files = [Path(t) for t in spec.tasks if Path(t).is_file()]
+    folders = {p for p in (*(resolve(p) for p in spec.task_paths), *(f.parent for f in files)) if p.is_dir()}
     caches = {n: os.environ.get(n) for n in ("HF_HOME", "HF_DATASETS_CACHE")}
     return {
         "stage": "prepare",
         "version": VERSIONS["prepare"],
-        "tasks": list(spec.tasks),
-        "folders": {folder: _definitions(Path(folder)) for folder in folders},
+        "tasks": [Path(t).name if Path(t) in files else t for t in spec.tasks],
+        "definitions": sorted(stage_key(_definitions(folder)) for folder in folders),
         "limit": spec.limit,
         "num_fewshot": spec.num_fewshot,
         "caches": caches,
@@ -72,7 +72,7 @@ def compress(case: Case, runner: BaseRunner, model_sha256: str) -> dict[str, Any
         "options": to_json(dataclasses.asdict(runner.options)),
         "inputs": dict(runner.inputs()),
         "calibration": calibration
-        and {**to_json(calibration), "data": None, "sha256": _calibration.fingerprint(calibration)},
+        and {**to_json(calibration), "data": None, "sha256": _calibration.fingerprint(calibration.data)},
         "packages": packages(kind),
         "device": machine.device(),
     }

@@ -7,13 +7,14 @@ Stages run in workers of a ``Bench``; tests only wait for their records, so that
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scorecard import results
+from scorecard import machine, results
 from scorecard.errors import ScorecardError
 from scorecard.run import Run, add_options, from_arguments
 from scorecard.spec import Case, Expect, Record, Stage
@@ -36,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Read models.yaml before anything is collected: a mistake in it is one line and exit code 4."""
     config = session.config
+    _check_root(config)
     if not _benches(config):
         return
     try:
@@ -44,6 +46,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     except ScorecardError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(BenchSession(run, config), BenchSession.NAME)
+
+
+def _check_root(config: pytest.Config) -> None:
+    """pytest looks for its settings before it knows our options: the FILE of ``--models-yaml FILE`` counts as
+    a test to run then, and its folder as the root. ``--models-yaml=FILE`` has no such trouble."""
+    if config.rootpath != machine.ROOT == config.invocation_params.dir:
+        joined = next((a for a in config.invocation_params.args if a.startswith("--")), "--option")
+        raise pytest.UsageError(
+            f"pytest takes {config.rootpath} for its root; write options with '=', as in {joined}=VALUE"
+        )
 
 
 def _benches(config: pytest.Config) -> bool:
@@ -79,7 +91,7 @@ class BenchSession:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Begin all selected work at once; under ``-n`` each worker does its own, when its turn comes."""
         if not session.config.option.collectonly and not self.parallel:
-            self.run.bench.submit(_wanted(session.items))
+            self.run.submit(_wanted(session.items))
 
     def finished(self, node: pytest.Item, case: Case, stage: Stage) -> Record:
         """Wait for a stage; the test fails, skips or is an expected failure as the stage did."""
@@ -108,7 +120,7 @@ class BenchSession:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.summary:
             terminalreporter.section("scorecard")
-            terminalreporter.write_line(self.summary.text(terminalreporter.get_width()))
+            terminalreporter.write_line(self.summary.text(shutil.get_terminal_size((120, 24)).columns))
 
 
 def _wanted(items: Iterable[Any]) -> list[tuple[Case, Stage]]:

@@ -29,6 +29,7 @@ class Request:
     model_dir: str | None = None
     artifact: str | None = None
     baseline_artifact: str | None = None
+    baseline_bytes: int | None = None
     reference: str | None = None
     writes_reference: bool = False
     hidden: tuple[str, ...] = ()

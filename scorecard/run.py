@@ -88,14 +88,10 @@ class Run:
 
     def __init__(self, options: Options, *, exclusive: bool = True) -> None:
         self.options, self.exclusive = options, exclusive
-        self.suite = load.load(options.models_yaml)
-        self.cases = [self._adapt(case) for case in self.suite.cases]
+        self.suite = load.load(options.models_yaml, evaluation=options.evaluation)
+        self.cases = self.suite.cases
         for case in self.cases:
             check_options(case, options.models_yaml.name)
-
-    def _adapt(self, case: Case) -> Case:
-        evaluation = dataclasses.replace(case.evaluation, **self.options.evaluation)
-        return dataclasses.replace(case, evaluation=evaluation)
 
     def baseline_of(self, case: Case) -> Case:
         return self.suite.baseline_of(case)
@@ -127,6 +123,14 @@ class Run:
         """Of the models already on disk; what is still to be fetched is taken for 4 GiB."""
         sizes = [_size_bytes(self.options.models_dir, case) for case in self.cases]
         return max(sizes, default=0)
+
+    def submit(self, wanted: Iterable[tuple[Case, Stage]]) -> None:
+        """Begin work on these, and weigh the baselines that their rows are compared with."""
+        pairs = list(wanted)
+        weighed: list[tuple[Case, Stage]] = [
+            (self.baseline_of(case), "audit") for case, stage in pairs if stage == "audit"
+        ]
+        self.bench.submit([*pairs, *weighed])
 
     def close(self) -> None:
         if "bench" in self.__dict__:

@@ -91,7 +91,8 @@ class CalibrationSpec:
 
 @dataclass(frozen=True)
 class MeasureSpec:
-    """Latency settings: lengths in tokens, ``repeats`` timed rounds after ``warmup`` untimed ones."""
+    """Latency settings: lengths in tokens, ``repeats`` timed rounds after ``warmup`` untimed ones, CPU
+    ``threads`` (``None``: one per core)."""
 
     batch_size: int = 1
     prompt_tokens: int = 64
@@ -99,6 +100,7 @@ class MeasureSpec:
     warmup: int = 2
     repeats: int = 10
     interleave: bool = True
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from scorecard.store import Store, now, stage_key
 
 BASELINE = "baseline"
 REFERENCE = "reference.safetensors"
+NOT_RUN = "not run yet"
 
 
 class Executor(Protocol):
@@ -198,7 +199,8 @@ class Bench:
                 "hidden": self._hidden(fetched),
                 "baseline": baseline if compare else None,
                 "baseline_artifact": self._artifact(records[1]) if compare else None,
-                "threads": machine.cores(),
+                "baseline_bytes": sum(f.size_bytes for f in fetched.files.values()) if compare else None,
+                "threads": case.measure.threads or machine.cores(),
             }
             with self._alone():
                 return self._stage("measure", case.id, inputs, request)
@@ -232,14 +234,15 @@ class Bench:
         if found:
             return self._reuse(found, name)
         if not self.settings.build:
-            missing = Record(stage, key, name, "skipped", inputs, now(), 0.0, reason="not run yet")
+            missing = Record(stage, key, name, "skipped", inputs, now(), 0.0, reason=NOT_RUN)
             return self.store.failure(key) or missing
         with self.store.lock(key):
             found = None if self.settings.rerun else self.store.get(key)
             return self._reuse(found, name) if found else self._work(stage, key, name, inputs, request)
 
     def _reuse(self, record: Record, name: str) -> Record:
-        self.store.event("reused", stage=record.stage, case=name, key=record.key)
+        if self.settings.build:
+            self.store.event("reused", stage=record.stage, case=name, key=record.key)
         return dataclasses.replace(record, case=name)
 
     def _work(
@@ -292,5 +295,7 @@ def _not_done(stage: Stage, case: Case, status: Any, reason: str) -> Record:
 
 def _blocked(stage: Stage, case: Case, by: Record) -> Record:
     """A stage that cannot run because one that it needs has no result."""
+    if by.reason == NOT_RUN:
+        return _not_done(stage, case, "skipped", NOT_RUN)
     whose = by.stage if by.case == case.id else f"{by.stage} of {by.case}"
     return _not_done(stage, case, "skipped", f"{whose} {by.status}: {by.reason}")

@@ -8,6 +8,7 @@ files only. ``evaluate`` and ``measure`` run isolated: they see the artifact and
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -37,12 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(request.folder)
     with tempfile.TemporaryDirectory(prefix="scorecard-", ignore_cleanup_errors=True) as scratch:
         ended = supervise.run(lambda: _child(request, folder, Path(scratch)), request.limit)
-    outcome = _outcome(folder, ended)
+    outcome = _outcome(request, folder, ended)
     write_atomic(folder / OUTCOME, outcome)
     return 0 if outcome.status == "ok" else 1
 
 
-def _outcome(folder: Path, ended: supervise.Ended) -> Outcome:
+def _outcome(request: Request, folder: Path, ended: supervise.Ended) -> Outcome:
     log = tail(folder)
     try:
         left = json.loads((folder / RESULT).read_text())
@@ -53,7 +54,7 @@ def _outcome(folder: Path, ended: supervise.Ended) -> Outcome:
     if left["status"] != "ok":
         return Outcome(left["status"], reason=left["reason"], log_tail=log)
     result = left["result"]
-    if "peak_host_memory_bytes" in result and ended.peak_bytes:
+    if request.stage == "compress" and ended.peak_bytes:  # the tools a backend starts count too
         result["peak_host_memory_bytes"] = max(result["peak_host_memory_bytes"] or 0, ended.peak_bytes)
     return Outcome("ok", result)
 
@@ -138,13 +139,20 @@ def _peak_cuda_bytes() -> int | None:
 
 
 def audit(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
+    from runners import base
     from scorecard.audit import audit as inspect
     from scorecard.ledger import weigh
+    from scorecard.lossless import lossless_bytes
 
     case = _case(request)
     artifact, original = _path(request.artifact, "artifact"), _path(request.model_dir, "model")
-    claims = {"runner": case.config.runner, **case.config.options}
-    return {"ledger": weigh(artifact, original), "audit": inspect(artifact, original, claims)}
+    options = base.get(case.config.runner)(case, original, artifact).options
+    claims = {"runner": case.config.runner, **dataclasses.asdict(options)}
+    result: dict[str, Any] = {"ledger": weigh(artifact, original)}
+    result["audit"] = inspect(artifact, original, claims)
+    if case.config.runner == "baseline":  # what the table's lossless row weighs
+        result["lossless_bytes"] = lossless_bytes(original)
+    return result
 
 
 def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
@@ -179,8 +187,12 @@ def measure(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     def load_baseline() -> LM:
         return _loader(_baseline(request), seen.reveal("baseline"))()
 
-    load = _loader(case, seen.granted["artifact"])
-    result = time_it(load, case.measure, load_baseline if request.baseline_artifact else None)
+    result = time_it(
+        _loader(case, seen.granted["artifact"]),
+        case.measure,
+        load_baseline if request.baseline_artifact else None,
+        baseline_bytes=request.baseline_bytes,
+    )
     return {**result, "isolation": seen.mode}
 
 

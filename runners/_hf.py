@@ -1,0 +1,194 @@
+"""Folders in the Hugging Face layout: load a causal language model, copy the files that loading needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scorecard.errors import SourceError
+from scorecard.spec import Case
+
+if TYPE_CHECKING:
+    import torch
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# Vocabularies that tokenizer.json repeats; copied only where there is no tokenizer.json.
+SLOW_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def device() -> str:
+    """``cuda`` where there is one, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_causal_lm(folder: Path, case: Case, **settings: Any) -> PreTrainedModel:
+    """The model of ``folder`` in evaluation mode on ``device()``; never from the network.
+
+    ``settings`` are passed to ``from_pretrained`` (a quantization config, say).
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings.setdefault("dtype", case.evaluation.dtype)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        local_files_only=True,
+        trust_remote_code=case.model.trust_remote_code,
+        use_safetensors=None if case.model.allow_pickle else True,
+        device_map=device(),
+        **settings,
+    )
+    return model.eval()
+
+
+def load_config(folder: Path, case: Case) -> Any:
+    """The transformers configuration of ``folder``."""
+    from transformers import AutoConfig
+
+    trust = case.model.trust_remote_code
+    return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
+
+
+def load_tokenizer(folder: Path, case: Case) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``folder``."""
+    from transformers import AutoTokenizer
+
+    trust = case.model.trust_remote_code
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=trust
+    )
+    return tokenizer
+
+
+def empty_model(folder: Path, case: Case) -> PreTrainedModel:
+    """The model's modules without any weights (meta device): names and shapes for the price of a config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    trust = case.model.trust_remote_code
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            load_config(folder, case), trust_remote_code=trust
+        )
+    return model
+
+
+def linear_shapes(folder: Path, case: Case, *, lm_head: bool) -> dict[str, tuple[int, int]]:
+    """Name -> (out_features, in_features) of every Linear that weight compression touches."""
+    import torch
+
+    model = empty_model(folder, case)
+    head = model.get_output_embeddings()
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and (lm_head or module is not head)
+    }
+
+
+def is_tied(folder: Path, case: Case) -> bool:
+    """Whether input embeddings and lm_head are one tensor."""
+    return bool(getattr(load_config(folder, case), "tie_word_embeddings", False))
+
+
+def model_from_state(folder: Path, case: Case, state: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The config in ``folder`` with plain weights from memory. Raises SourceError where one is missing."""
+    from transformers import GenerationConfig
+
+    empty = empty_model(folder, case)
+    dtype = case.evaluation.dtype if case.evaluation.dtype != "auto" else empty.config.dtype
+    model, info = type(empty).from_pretrained(
+        None, config=empty.config, state_dict=dict(state), dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"] or info["unexpected_keys"]:
+        wrong = sorted([*info["missing_keys"], *info["unexpected_keys"]])
+        raise SourceError(f"{folder}: weights and config.json do not match ({wrong[0]}); compress again")
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    loaded: PreTrainedModel = model.to(device()).eval()
+    return loaded
+
+
+def to_lm(model: Any, tokenizer: PreTrainedTokenizerBase, case: Case) -> LM:
+    """lm-eval's own Hugging Face LM around a model that is already in memory."""
+    from lm_eval.models.huggingface import HFLM
+
+    lm: LM = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=case.evaluation.batch_size,
+        max_length=case.evaluation.max_length,
+        add_bos_token=case.evaluation.add_bos_token,
+    )
+    return lm
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """The safetensors files that make up the model, each weight once.
+
+    Some folders hold the weights twice (shards beside ``consolidated.safetensors``); the index decides.
+    Raises SourceError where there are none.
+    """
+    index = model_dir / "model.safetensors.index.json"
+    if (model_dir / "model.safetensors").is_file():
+        return [model_dir / "model.safetensors"]
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [model_dir / name for name in sorted(names)]
+    found = sorted(model_dir.glob("*.safetensors"))
+    if not found:
+        raise SourceError(f"{model_dir}: no .safetensors file; convert the weights with save_pretrained")
+    return found
+
+
+def copy_side_files(model_dir: Path, output_model: Path, case: Case, *, config: bool = True) -> None:
+    """Copy tokenizer, generation config and, if asked, config of the original over what a library wrote.
+
+    Libraries write a tokenizer anew on saving, up to twice as large. Model code (``*.py``) comes along only
+    where models.yaml trusts it.
+    """
+    replaced = (*TOKENIZER_FILES, "generation_config.json", *(("config.json",) if config else ()))
+    for name in (*replaced, *SLOW_TOKENIZER_FILES):
+        (output_model / name).unlink(missing_ok=True)
+    names = list(replaced)
+    if not (model_dir / "tokenizer.json").is_file():
+        names += SLOW_TOKENIZER_FILES
+    if case.model.trust_remote_code:
+        names += [path.name for path in sorted(model_dir.glob("*.py"))]
+    copy_files((model_dir / name for name in names if (model_dir / name).is_file()), output_model)
+    _strip_origin(output_model / "config.json")
+
+
+def copy_files(paths: Iterable[Path], folder: Path) -> None:
+    """Copy bytes; links are followed, so that the copy stands alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _strip_origin(config: Path) -> None:
+    # A library may note where it loaded the original from; the artifact must not lead back to it.
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

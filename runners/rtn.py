@@ -1,0 +1,214 @@
+"""Plain round-to-nearest: the yardstick that every cleverer method must beat at equal bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runners._hf import (
+    copy_side_files,
+    empty_model,
+    is_tied,
+    load_tokenizer,
+    model_from_state,
+    to_lm,
+    weight_files,
+)
+from runners._packing import pack, unpack
+from runners.base import BaseRunner
+from scorecard.errors import ArtifactError, SpecError
+
+if TYPE_CHECKING:
+    import torch
+    from lm_eval.api.model import LM
+    from transformers import PreTrainedModel
+
+CHUNK_WEIGHTS = 1 << 24  # weights worked on at once, which bounds the memory for a large vocabulary
+SHARD_BYTES = 2 << 30
+PARTS = ("qweight", "scales", "zeros")
+
+
+@dataclass(frozen=True)
+class Options:
+    bits: int = field(default=4, metadata={"doc": "bits per weight", "choices": (2, 3, 4, 5, 6, 7, 8)})
+    group_size: int = field(
+        default=128, metadata={"doc": "input features that share a scale; -1: the whole row"}
+    )
+    symmetric: bool = field(
+        default=True, metadata={"doc": "zero in the middle of the grid; false: a zero point for each group"}
+    )
+    lm_head: bool = field(default=False, metadata={"doc": "the output layer too"})
+    embeddings: bool = field(default=False, metadata={"doc": "the input embeddings too"})
+
+
+class Runner(BaseRunner):
+    """Round-to-nearest on a uniform grid per group of input features; no calibration.
+
+    The grid is GPTQ's: with ``symmetric`` the scale is ``2 * max|w| / (2**bits - 1)`` and the zero point
+    ``2**(bits - 1)``; otherwise it spans the least to the greatest weight of the group, 0 included.
+
+    Files: ``rtn-*.safetensors``. For a packed matrix ``NAME.weight`` of shape [out, in] they hold
+    ``NAME.qweight`` (uint8 [out, ceil(in / 8) * bits], eight codes in ``bits`` bytes, see
+    ``runners/_packing.py``), ``NAME.scales`` (float16 [out, groups]) and, if asymmetric, ``NAME.zeros``
+    (packed like the codes, [out, ceil(groups / 8) * bits]). A weight is ``(code - zero) * scale``.
+    All other tensors are the original's. ``load`` turns the codes into plain weights.
+
+    With tied embeddings there is one tensor: ``lm_head`` or ``embeddings`` packs it.
+    """
+
+    Options = Options
+
+    def compress(self) -> None:
+        targets = self._targets()
+        group_sizes = {name: self._group_size(name, width) for name, width in targets.items()}
+        tied = is_tied(self.model_dir, self.case)
+        shards = _Shards(self.output_model, {"rtn": json.dumps(asdict(self.options))})
+        for name, tensor in _tensors(weight_files(self.model_dir)):
+            if tied and name == "lm_head.weight":
+                continue  # some folders hold the tied tensor twice
+            if name not in group_sizes:
+                shards.add({name: tensor})
+                continue
+            stem, parts = name.removesuffix("weight"), quantize(tensor, self.options, group_sizes[name])
+            note = f"{tensor.shape[1]} {str(tensor.dtype).removeprefix('torch.')}"
+            shards.add({stem + part: value for part, value in parts.items()}, {name: note})
+        shards.flush()
+        copy_side_files(self.model_dir, self.output_model, self.case)
+
+    def _targets(self) -> dict[str, int]:
+        """Name -> in_features of every weight to pack."""
+        import torch
+
+        model = empty_model(self.model_dir, self.case)
+        head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+        tied = is_tied(self.model_dir, self.case)
+        with_head = self.options.lm_head and not tied
+        with_embeddings = self.options.embeddings or (self.options.lm_head and tied)
+        found = {}
+        for name, module in model.named_modules():
+            body = isinstance(module, torch.nn.Linear) and module is not head
+            if body or (module is head and with_head) or (module is embeddings and with_embeddings):
+                found[f"{name}.weight"] = int(module.weight.shape[1])
+        return found
+
+    def _group_size(self, name: str, width: int) -> int:
+        size: int = self.options.group_size
+        if size == -1:
+            return width
+        if size < 1 or width % size:
+            raise SpecError(
+                f"configs.{self.case.config.name}.group_size: {size} does not divide the {width} input "
+                f"features of {name}; write a divisor of {width} or -1"
+            )
+        return size
+
+    def load(self) -> LM:
+        tokenizer = load_tokenizer(self.output_model, self.case)
+        return to_lm(load_model(self), tokenizer, self.case)
+
+
+def load_model(runner: Runner) -> PreTrainedModel:
+    """The model with every packed matrix turned back into plain weights of the model's dtype."""
+    files = sorted(runner.output_model.glob("rtn-*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{runner.output_model}: no rtn-*.safetensors; compress again")
+    return model_from_state(runner.output_model, runner.case, dict(_restored(files)))
+
+
+class _Shards:
+    """Collects tensors and writes them, a file at a time: never the whole model in memory."""
+
+    def __init__(self, folder: Path, metadata: dict[str, str]) -> None:
+        self.folder, self.common, self.written = folder, metadata, 0
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.metadata = dict(metadata)
+
+    def add(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+        self.tensors.update({name: tensor.contiguous() for name, tensor in tensors.items()})
+        self.metadata.update(metadata or {})
+        if sum(tensor.nbytes for tensor in self.tensors.values()) >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        from safetensors.torch import save_file
+
+        if not self.tensors:
+            return
+        self.written += 1
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.tensors, self.folder / f"rtn-{self.written:05d}.safetensors", self.metadata)
+        self.tensors, self.metadata = {}, dict(self.common)
+
+
+def _restored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(str(path), framework="pt") as file:
+            notes = file.metadata()
+            options = Options(**json.loads(notes["rtn"]))
+            names = set(file.keys())
+            for name in sorted(names):
+                stem, _, part = name.rpartition(".")
+                if f"{stem}.qweight" not in names:
+                    yield name, file.get_tensor(name)
+                elif part == "qweight":
+                    parts = {p: file.get_tensor(f"{stem}.{p}") for p in PARTS if f"{stem}.{p}" in names}
+                    yield f"{stem}.weight", dequantize(parts, options, notes[f"{stem}.weight"])
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_tensor(name)
+
+
+def quantize(weight: torch.Tensor, options: Options, group_size: int) -> dict[str, torch.Tensor]:
+    """Weight [out, in] -> its parts in the file, some rows at a time."""
+    import torch
+
+    rows = max(1, CHUNK_WEIGHTS // weight.shape[1])
+    starts = range(0, weight.shape[0], rows)
+    chunks = [_quantize_rows(weight[i : i + rows], options, group_size) for i in starts]
+    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+
+def _quantize_rows(weight: torch.Tensor, options: Options, group_size: int) -> dict[str, torch.Tensor]:
+    import torch
+
+    groups = weight.float().reshape(weight.shape[0], -1, group_size)
+    levels = 2**options.bits - 1
+    if options.symmetric:
+        high = groups.abs().amax(-1, keepdim=True)
+        low = -high
+    else:
+        high = groups.amax(-1, keepdim=True).clamp(min=0)
+        low = groups.amin(-1, keepdim=True).clamp(max=0)
+    limits = torch.finfo(torch.float16)
+    scales = ((high - low) / levels).clamp(limits.smallest_normal, limits.max).to(torch.float16)
+    exact = scales.float()  # codes are chosen for the scale as it is stored
+    middle = torch.full_like(exact, 2.0 ** (options.bits - 1))
+    zeros = middle if options.symmetric else torch.round(-low / exact).clamp(0, levels)
+    codes = torch.round(groups / exact).add(zeros).clamp(0, levels)
+    parts = {"qweight": pack(codes.flatten(1), options.bits), "scales": scales.squeeze(-1)}
+    return parts if options.symmetric else {**parts, "zeros": pack(zeros.squeeze(-1), options.bits)}
+
+
+def dequantize(parts: dict[str, torch.Tensor], options: Options, note: str) -> torch.Tensor:
+    """Parts in the file -> weight [out, in]; ``note`` is ``"IN DTYPE"`` of the original."""
+    import torch
+
+    width, dtype = note.split()
+    scales = parts["scales"].float().unsqueeze(-1)
+    codes = unpack(parts["qweight"], options.bits, int(width)).float().reshape(*scales.shape[:2], -1)
+    zeros: torch.Tensor | float = 2.0 ** (options.bits - 1)
+    if not options.symmetric:
+        zeros = unpack(parts["zeros"], options.bits, scales.shape[1]).unsqueeze(-1).float()
+    weight: torch.Tensor = ((codes - zeros) * scales).flatten(1).to(getattr(torch, dtype))
+    return weight
