@@ -108,6 +108,7 @@ def _parse(option: str) -> tuple[str, Any]:
 def _work(run: Run, case: Case, stages: Sequence[Stage]) -> int:
     run.submit((case, stage) for stage in stages)
     records = [_say(run.bench.record(case, stage)) for stage in stages]
+    run.wait()
     print(results.summarise(run, [case], write=False).text())
     if any(record.status == "failed" for record in records):
         return EXIT_FAILED

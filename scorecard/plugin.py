@@ -98,6 +98,7 @@ class BenchSession:
         node.user_properties.append((_CASE, case.id))
         if stage == "measure" and self.parallel:
             pytest.skip("timings need the machine to themselves: run without -n")
+        self.run.submit([(case, stage)])
         record = self.run.bench.record(case, stage)
         node.user_properties.extend(_properties(record))
         _judge(case, stage, record)
@@ -110,8 +111,11 @@ class BenchSession:
                 self.seen.setdefault(str(value), self.run.case(str(value)))
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """End the work, then build the rows here rather than in the summary, where an error would hide."""
+        interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if not (interrupted or session.shouldstop or session.shouldfail):
+            self.run.wait()
         self.run.close()
         if self.seen and not hasattr(session.config, "workerinput"):
             order = [case for case in self.run.cases if case.id in self.seen]

@@ -103,8 +103,9 @@ def _notes(case: CaseRecords) -> tuple[str, ...]:
     told = {
         "held-out text": _at(case.records, ("evaluate", "heldout_reason")),
         "speed": _at(case.records, ("measure", "reason")),
-        "speedup": _at(case.records, ("measure", "baseline_reason")),
     }
+    if case.runner != "baseline":
+        told["speedup"] = _at(case.records, ("measure", "baseline_reason"))
     return tuple(skipped) + tuple(f"{what}: {why}" for what, why in told.items() if why)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ class Run:
         self.options, self.exclusive = options, exclusive
         self.suite = load.load(options.models_yaml, evaluation=options.evaluation)
         self.cases = self.suite.cases
+        self._weighed: list[Future[Record]] = []
         for case in self.cases:
             check_options(case, options.models_yaml.name)
 
@@ -127,10 +129,14 @@ class Run:
     def submit(self, wanted: Iterable[tuple[Case, Stage]]) -> None:
         """Begin work on these, and weigh the baselines that their rows are compared with."""
         pairs = list(wanted)
-        weighed: list[tuple[Case, Stage]] = [
-            (self.baseline_of(case), "audit") for case, stage in pairs if stage == "audit"
-        ]
-        self.bench.submit([*pairs, *weighed])
+        baselines = [self.baseline_of(case) for case, stage in pairs if stage == "audit"]
+        self.bench.submit([*pairs, *((case, "audit") for case in baselines)])
+        self._weighed += [self.bench.future(case, "audit") for case in baselines]
+
+    def wait(self) -> None:
+        """Wait for the baselines that nobody asked for by name."""
+        for future in self._weighed:
+            future.result()
 
     def close(self) -> None:
         if "bench" in self.__dict__:

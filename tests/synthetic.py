@@ -21,7 +21,11 @@ def frame(loss: float = 0.0, kl: float = 0.0, *, documents: int = DOCUMENTS, see
     for place, task in enumerate(TASKS):
         right = np.random.default_rng(place).random(documents) < 0.9
         kept = np.random.default_rng(1000 * seed + place).random(documents) >= loss
-        parts.append(pd.DataFrame({"task": task, "doc": range(documents), "metric": "acc", "value": 1.0 * (right & kept)}))
+        parts.append(
+            pd.DataFrame(
+                {"task": task, "doc": range(documents), "metric": "acc", "value": 1.0 * (right & kept)}
+            )
+        )
     tokens = np.random.default_rng(7).integers(20, 60, 32).astype(float)
     spread = np.random.default_rng(seed).uniform(0.5, 1.5, 32)
     for metric, values in {"kl": kl * spread, "tokens": tokens, "nll": 1 + kl * spread}.items():
@@ -50,9 +54,9 @@ def evaluation(table: pd.DataFrame, kl: float) -> dict:
     return {
         "tasks": tasks, "mean_accuracy": mean, "mean_accuracy_stderr": stderr,
         "heldout": {
-            "kl": kl, "kl_stderr": kl / 20, "top1": max(0.0, 1 - kl / 4), "top1_stderr": 0.004, "perplexity": 3 + kl,
-            "perplexity_stderr": 0.05, "bits_per_byte": 1.1, "bits_per_byte_stderr": 0.01,
-            "tokens": 1280, "documents": 32,
+            "kl": kl, "kl_stderr": kl / 20, "top1": max(0.0, 1 - kl / 4), "top1_stderr": 0.004,
+            "perplexity": 3 + kl, "perplexity_stderr": 0.05,
+            "bits_per_byte": 1.1, "bits_per_byte_stderr": 0.01, "tokens": 1280, "documents": 32,
         },
         "heldout_reason": None, "lm_eval_version": "0.4.13", "seconds": 1.0,
         "settings": {"limit": None, "dtype": "bfloat16"}, "isolation": "namespace", "threads": 1,
@@ -66,7 +70,7 @@ def ledger(size: int) -> dict:
     }  # fmt: skip
     return {
         "size_bytes": size, "size_gib": size / 2**30, "by_category": by_category,
-        "files": [{"path": "model.safetensors", "size_bytes": size, "sha256": "0" * 64, "category": "weights"}],
+        "files": [{"path": "a.safetensors", "size_bytes": size, "sha256": "0" * 64, "category": "weights"}],
         "parameters": 1_000_000, "bits_per_weight": 8 * size / 1e6, "bits_per_weight_body": 8 * size / 1.1e6,
         "duplicates": [{"what": "identical files", "paths": ["a", "b"], "size_bytes": 1}],
         "zstd_bytes": size - 100, "could_shrink_by_bytes": 100,
@@ -75,7 +79,11 @@ def ledger(size: int) -> dict:
 
 def measurement(decode_ms: float) -> dict:
     def samples(ms: float) -> dict:
-        return {"samples_seconds": [ms / 1e3], **dict.fromkeys(("p10", "p50", "p90", "p99"), ms / 1e3), "n": 1}
+        return {
+            "samples_seconds": [ms / 1e3],
+            **dict.fromkeys(("p10", "p50", "p90", "p99"), ms / 1e3),
+            "n": 1,
+        }
 
     return {
         "load_seconds": 0.5, "peak_host_memory_bytes": 300 * 2**20, "peak_cuda_memory_bytes": None,
@@ -128,7 +136,9 @@ class Cases:
         self.all.append(made)
         return made
 
-    def fail(self, config: str, stage: str, reason: str, *, status: str = "failed", expected: str | None = None) -> None:
+    def fail(
+        self, config: str, stage: str, reason: str, *, status: str = "failed", expected: str | None = None
+    ) -> None:
         case = f"{self.model}-{config}"
         records = {stage: record(case, stage, {}, status, reason)}
         self.all.append(CaseRecords(case, self.model, config, "gptq", records, expected=expected))
@@ -138,14 +148,23 @@ class Cases:
 
 
 def usual() -> Cases:
-    """A baseline, three compressed cases, a wreck, and one each that failed, was skipped, failed as declared."""
+    """A baseline, three good cases, a wreck, and one each that failed, was skipped, failed as declared."""
     cases = Cases()
     cases.add("baseline", 8_000_000, runner="baseline", seed=0)
     cases.add("rtn-w8", 4_000_000, 0.0, 0.001)
     cases.add("gptq-w4", 2_000_000, 0.01, 0.01, runner="gptq", seed=2)
     cases.add("rtn-w4", 2_010_000, 0.012, 0.03, seed=3)
-    cases.add("rtn-w2", 700_000, 0.5, 2.5, seed=4, findings=({"level": "warning", "what": "lm_head is not compressed"},))
-    cases.fail("awq-w4", "compress", "no module named 'gptqmodel'; install it with pip install 'scorecard[awq]'")
+    cases.add(
+        "rtn-w2",
+        700_000,
+        0.5,
+        2.5,
+        seed=4,
+        findings=({"level": "warning", "what": "lm_head is not compressed"},),
+    )
+    cases.fail(
+        "awq-w4", "compress", "no module named 'gptqmodel'; install it with pip install 'scorecard[awq]'"
+    )
     cases.fail("bnb-nf4", "compress", "bnb: needs a GPU", status="skipped")
     cases.fail("odd", "compress", "ValueError: group size 96", expected="does not divide the hidden size")
     return cases

@@ -7,6 +7,7 @@ small executables on PATH that write down how they were called.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pip
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,11 +320,9 @@ def test_killed_in_the_middle_then_repaired(checkout: Checkout, victim: str) -> 
         process = checkout.start("--engine", "venv", "python", "-c", "pass")
         time.sleep(delay)
         if victim == "everything":
-            children = subprocess.run(
-                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-            ).stdout.split()
-            for pid in map(int, children):
-                os.kill(pid, signal.SIGKILL)
+            for child in psutil.Process(process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
         process.kill()
         process.communicate()
     done = checkout.python("import small; print(small.ANSWER)")
@@ -351,15 +351,19 @@ def test_a_failing_install_shows_what_pip_said_and_is_tried_again(checkout: Chec
         assert "Traceback" not in done.stderr
 
 
-def test_without_a_compiler_the_rest_is_installed(checkout: Checkout) -> None:
+@pytest.mark.parametrize("compiler", [True, False])
+def test_what_cannot_be_built_is_left_out(checkout: Checkout, compiler: bool) -> None:
+    if compiler:
+        checkout.tool("cc")
     broken = checkout.root.parent / "broken"
     broken.mkdir()
     (broken / "pyproject.toml").write_text(PYPROJECT)
-    (broken / "backend.py").write_text("raise SystemExit('no compiler here')\n")
+    (broken / "backend.py").write_text("raise SystemExit('no headers here')\n")
     (checkout.root / "requirements.lock").write_text(f"broken@{broken.as_uri()}  # builds from source\n")
     done = checkout.python("import small; print(small.ANSWER)")
     assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
     assert "cannot build broken" in done.stderr
+    assert ("failed after" in done.stderr) is compiler, "without a compiler it is not even tried"
     assert checkout.python("pass").stderr == ""
 
 

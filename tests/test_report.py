@@ -48,14 +48,15 @@ def test_terminal_is_as_agreed(table: Table, width: int) -> None:
     assert terminal.render(table, width) + "\n" == (GOLDEN / f"terminal-{width}.txt").read_text()
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 79, 80, 81, 100, 133, 160, 200, 400])
 @pytest.mark.parametrize("ranking", SCORES)
-def test_no_line_is_longer_than_the_terminal(width: int, ranking: str) -> None:
+def test_no_line_is_longer_than_the_terminal(ranking: str) -> None:
     cases = usual()
     cases.add("a-config-with-a-name-longer-than-most-" * 2, 3_000_000)
-    text = terminal.render(table_of(cases, ranking), width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "\x1b" not in text
+    made = table_of(cases, ranking)
+    for width in (20, 40, 60, 79, 80, 81, 100, 133, 160, 200, 400):
+        text = terminal.render(made, width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "\x1b" not in text
 
 
 def test_wider_shows_more_and_loses_nothing(table: Table) -> None:
@@ -162,7 +163,9 @@ def test_markdown_escapes_what_users_write() -> None:
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=8)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=8
+)
 FLOATS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 INTS = st.none() | st.integers(0, 2**60)
 FLOAT_KEYS = [f.name for f in dataclasses.fields(Row) if "float" in str(f.type)]
@@ -173,7 +176,9 @@ INT_KEYS = [f.name for f in dataclasses.fields(Row) if "Annotated[int" in str(f.
 def made_rows(draw: st.DrawFn) -> Row:
     numbers = draw(st.dictionaries(st.sampled_from(FLOAT_KEYS), FLOATS, max_size=5))
     counts = draw(st.dictionaries(st.sampled_from(INT_KEYS), INTS, max_size=3))
-    task = st.builds(TaskScore, NAMES, FLOATS, FLOATS, st.integers(0, 9), FLOATS, st.booleans(), st.booleans(), INTS)
+    task = st.builds(
+        TaskScore, NAMES, FLOATS, FLOATS, st.integers(0, 9), FLOATS, st.booleans(), st.booleans(), INTS
+    )
     nested = {
         "tasks": draw(st.dictionaries(NAMES, task, max_size=1)),
         "stages": draw(st.dictionaries(NAMES, NAMES, max_size=1)),
@@ -181,7 +186,16 @@ def made_rows(draw: st.DrawFn) -> Row:
         "pareto": draw(st.none() | st.booleans()),
     }
     status = draw(st.sampled_from(["ok", "failed", "skipped", "expected failure"]))
-    return Row("s.m@1-c", "s.m@1", *draw(st.tuples(NAMES, NAMES)), status, draw(st.none() | TEXTS), **numbers, **counts, **nested)
+    return Row(
+        "s.m@1-c",
+        "s.m@1",
+        *draw(st.tuples(NAMES, NAMES)),
+        status,
+        draw(st.none() | TEXTS),
+        **numbers,
+        **counts,
+        **nested,
+    )
 
 
 @given(st.lists(made_rows(), max_size=3))
@@ -246,7 +260,9 @@ def test_schema_refuses(table: Table, change: dict) -> None:
         jsonschema.validate(document, json_report.json_schema())
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "rows": [{"x": 1}]}', "null"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "rows": [{"x": 1}]}', "null"]
+)
 def test_what_is_no_table_is_one_line(text: str) -> None:
     with pytest.raises(ScorecardError, match=r"results.json: .*write it again") as caught:
         json_report.read(text)
@@ -292,7 +308,14 @@ def keys_of(value: object, prefix: str = "") -> set[str]:
     return {prefix}
 
 
-LAYER = {"module": "m", "kind": "linear", "original_bytes": 2, "stored_bytes": 1, "bits_per_weight": 4.0, "dtypes": []}
+LAYER = {
+    "module": "m",
+    "kind": "linear",
+    "original_bytes": 2,
+    "stored_bytes": 1,
+    "bits_per_weight": 4.0,
+    "dtypes": [],
+}
 AUDIT = {"layers": [LAYER], "findings": [{"level": "warning", "what": "w"}]}
 RESULTS = {
     "compress": compression(),

@@ -93,7 +93,9 @@ def test_failed_skipped_and_declared(rows: dict[str, Row]) -> None:
     assert (rows["bnb-nf4"].status, rows["bnb-nf4"].reason) == ("skipped", "compress: bnb: needs a GPU")
     assert (rows["odd"].status, rows["odd"].reason) == ("expected failure", "does not divide the hidden size")
     for name in ("awq-w4", "bnb-nf4", "odd"):
-        numbers = {k: v for k, v in rows[name].flat().items() if isinstance(v, (int, float)) and v is not False}
+        numbers = {
+            k: v for k, v in rows[name].flat().items() if isinstance(v, (int, float)) and v is not False
+        }
         assert numbers == {}
     assert rows["rtn-w2"].findings == ("warning: lm_head is not compressed",)
 
@@ -185,7 +187,10 @@ def test_other_documents_are_not_compared() -> None:
 def test_missing_parquet_is_a_note(tmp_path) -> None:
     cases = usual()
     lost = dataclasses.replace(cases.all[1], documents=tmp_path / "documents.parquet")
-    made = score.rows([cases.all[0], lost], read=lambda p: cases.frames.get(p) if p in cases.frames else score.compare.read_documents(p))
+    made = score.rows(
+        [cases.all[0], lost],
+        read=lambda p: cases.frames.get(p) if p in cases.frames else score.compare.read_documents(p),
+    )
     row = next(row for row in made if row.config == lost.config)
     assert "no per-document results" in row.notes[0]
     assert row.score_raw is not None
@@ -273,7 +278,9 @@ def test_ties_are_not_transitive() -> None:
     assert ranks == {"a": 1, "b": 1, "c": 3, "d": 3}
 
 
-@given(st.dictionaries(NAMES, st.tuples(st.integers(1, 6), st.sampled_from([0.1, 0.2, 0.3, 0.4])), max_size=12))
+@given(
+    st.dictionaries(NAMES, st.tuples(st.integers(1, 6), st.sampled_from([0.1, 0.2, 0.3, 0.4])), max_size=12)
+)
 def test_pareto_front_by_brute_force(points: dict[str, tuple[int, float]]) -> None:
     def dominated(case: str) -> bool:
         size, accuracy = points[case]
@@ -293,7 +300,9 @@ def test_pareto_marks(rows: dict[str, Row]) -> None:
 def test_scores_are_monotone(size: int, other: int, accuracy: float, second: float) -> None:
     def scored(size_bytes: int, mean: float) -> Row:
         row = Row("m-c", "m", "c", "rtn", "ok", size_bytes=size_bytes, size_gib=size_bytes / GIB)
-        row = dataclasses.replace(row, mean_accuracy=mean, chance_corrected_accuracy=mean, kl=0.0, recovery=mean)
+        row = dataclasses.replace(
+            row, mean_accuracy=mean, chance_corrected_accuracy=mean, kl=0.0, recovery=mean
+        )
         return score.scored(row)
 
     small, large = sorted((size, other))

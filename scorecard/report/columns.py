@@ -123,7 +123,7 @@ def _decimals(value: float) -> str:
 
 def _compact(value: float) -> str:
     """Four significant digits, without an exponent for what is large."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 
 def _accuracy(row: Row) -> str:

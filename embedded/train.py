@@ -1,0 +1,177 @@
+"""Train the embedded model from nothing: `python embedded/train.py --out DIR`.
+
+Fresh text is generated all along, nothing is seen twice. The learning rates fall on a cosine. The forward
+pass runs in bfloat16 and is compiled where a C++ compiler is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizer as tokens
+import torch
+from language import Dice
+from narrative import document
+from optimizer import optimizers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+CONFIG: dict[str, Any] = {
+    "vocab_size": tokens.VOCAB_SIZE,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+MUON_LR, ADAM_LR, WARMUP = 0.02, 3e-3, 0.04
+TOKENS_PER_STEP = 4096
+# (share of the tokens, sequence length): short sequences first, because they are faster.
+PHASES = ((0.7, 128), (0.3, 256))
+DOCUMENTS_PER_CHUNK = 2000
+PROBABILITY_OF_BOS = 0.5
+# What follows these words counts more, because few tokens of a document can be known at all.
+EMPHASIZED = ("Answer:", "is in the", "is with")
+EMPHASIS = 6.0
+
+Watcher = Callable[[LlamaForCausalLM, float, int, float], None]
+
+
+def token_stream(seed: int) -> Iterator[int]:
+    """Tokens of endless fresh documents, each ended by </s>, half of them begun by <s>."""
+    encode = tokens.build().backend_tokenizer.encode_batch
+    dice = Dice(seed)
+    while True:
+        for encoding in encode([document(dice) for _ in range(DOCUMENTS_PER_CHUNK)]):
+            if dice.chance(PROBABILITY_OF_BOS):
+                yield CONFIG["bos_token_id"]
+            yield from encoding.ids
+            yield CONFIG["eos_token_id"]
+
+
+def batches(seed: int, total: int) -> Iterator[Tensor]:
+    """Int64 batches of shape (TOKENS_PER_STEP / length, length), `total` tokens in all."""
+    stream = token_stream(seed)
+    for share, length in PHASES:
+        for _ in range(int(share * total / TOKENS_PER_STEP)):
+            yield torch.tensor(list(itertools.islice(stream, TOKENS_PER_STEP))).view(-1, length)
+
+
+def emphasized_patterns() -> list[list[int]]:
+    """Token ids of EMPHASIZED; of "Answer:" only what is the same at every place of a line."""
+    encode = tokens.build().encode
+    return [encode(text)[-3:] if " " in text else encode("\n" + text)[-2:] for text in EMPHASIZED]
+
+
+def emphasis(batch: Tensor, patterns: list[list[int]]) -> Tensor:
+    """Float32 weights of shape (rows, length - 1) of the predictions of batch[:, 1:]."""
+    weights = torch.ones(batch.shape[0], batch.shape[1] - 1)
+    for pattern in patterns:
+        n = len(pattern)
+        follows = (batch.unfold(1, n, 1)[:, :-1] == torch.tensor(pattern)).all(-1)
+        weights[:, n - 1 :][follows] = EMPHASIS
+    return weights
+
+
+def new_model(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
+
+
+def loss_function(model: LlamaForCausalLM) -> Callable[[Tensor, Tensor], Tensor]:
+    """(batch, weights) to the weighted mean cross-entropy in nats."""
+
+    def loss(batch: Tensor, weights: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=batch, use_cache=False).logits
+        flat = logits.float()[:, :-1].reshape(-1, logits.shape[-1])
+        each = cross_entropy(flat, batch[:, 1:].reshape(-1), reduction="none")
+        return (each * weights.reshape(-1)).sum() / weights.sum()
+
+    return loss
+
+
+def learning_rate_factor(progress: float) -> float:
+    """A linear rise over the first WARMUP of training, then a cosine from 1 down to 0.01."""
+    if progress < WARMUP:
+        return progress / WARMUP
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
+
+
+def train(seed: int, total: int, minutes: float, compiled: bool, watch: Watcher) -> LlamaForCausalLM:
+    """Train on `total` tokens; where `minutes` would not do for them, on as many as they allow.
+
+    `watch` is called every half minute with the model, the minutes so far, the tokens so far and the loss.
+    """
+    model = new_model(seed)
+    loss = loss_function(model)
+    loss = torch.compile(loss, dynamic=False) if compiled else loss
+    both = optimizers(model, MUON_LR, ADAM_LR)
+    peaks = [group["lr"] for optimizer in both for group in optimizer.param_groups]
+    patterns, start, done, report = emphasized_patterns(), time.monotonic(), 0, 0.0
+    for batch in batches(seed, total):
+        elapsed = (time.monotonic() - start) / 60
+        progress = max(done / total, elapsed / minutes)
+        if progress >= 1:
+            break
+        for peak, group in zip(peaks, (g for o in both for g in o.param_groups), strict=True):
+            group["lr"] = peak * learning_rate_factor(progress)
+        value = loss(batch, emphasis(batch, patterns))
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in both:
+            optimizer.step()
+            optimizer.zero_grad()
+        done += batch.numel()
+        if elapsed >= report:
+            watch(model, elapsed, done, value.item())
+            report += 0.5
+    return model
+
+
+def show(_model: LlamaForCausalLM, elapsed: float, done: int, loss: float) -> None:
+    print(f"{elapsed:5.1f} min  {done / 1e6:6.2f} M tokens  loss {loss:.4f}", flush=True)
+
+
+def save(model: LlamaForCausalLM, folder: Path) -> None:
+    """Write the bfloat16 model and the tokenizer, with no trace of where they were made."""
+    model.config._attn_implementation = "sdpa"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    ids = {key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    GenerationConfig(**ids, do_sample=False).save_pretrained(folder)
+    tokens.save(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    has_compiler = bool(shutil.which("g++"))
+    add("--out", type=Path, required=True, help="folder for the model")
+    add("--seed", type=int, default=1)
+    add("--tokens", type=float, default=12e6, help="tokens to train on [%(default)g]")
+    add("--minutes", type=float, default=30, help="end, with a full schedule, no later [%(default)g]")
+    add("--threads", type=int, help="[all cores]")
+    add("--compile", action=argparse.BooleanOptionalAction, default=has_compiler, help="[if g++ is found]")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    model = train(options.seed, int(options.tokens), options.minutes, options.compile, show)
+    save(model, options.out)
+
+
+if __name__ == "__main__":
+    main()
