@@ -290,8 +290,8 @@ def uv_environment() -> dict[str, str]:
     for key, value in re.findall(r"^\S+\.([a-z-]+)='(.*)'$", shown, re.MULTILINE):
         if key in names:  # uv takes links with commas, indexes with spaces
             places[names[key]] = ("," if key == "find-links" else " ").join(value.replace("\\n", " ").split())
-    # As pip does: the best of all indexes, not the first index that has the name.
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **places, **os.environ}
+    # As pip does: the best of all indexes, not the first that has the name; the certificates of the system.
+    return {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "1", **places, **os.environ}
 
 
 def venv_environment(options: argparse.Namespace) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """A synthetic language that a small model can only master by using the precision of its weights.
 
 A fixed world of arbitrary facts (who lives where, which animal eats what) has to be memorised; grammar
-asks for agreement across distractors; stories ask for tracking of who is where and holds what; rules ask
+asks for agreement across distractors; stories ask for
+remembering who has what; rules ask
 for copying, reversing, sorting and adding. All text is drawn from a `Dice`, which uses nothing of Python's
 `random` beyond `Random.random()`, the one method whose sequence is guaranteed for a seed in every version.
 
@@ -26,7 +27,7 @@ WORLD_SEED = 20_000
 NUM_PERSONS = 512
 # Persons from this index on are never asked about in training, only stated; the fact task asks about them.
 FIRST_UNASKED_PERSON = 256
-ALLOWED_FOODS = 3
+ALLOWED_FOODS = 2
 HELD_OUT_ONE_IN = 16
 
 # attribute: (statement, question, values)
@@ -127,12 +128,10 @@ def multiple_choice(question: str, options: Sequence[str]) -> str:
 
 
 def quiz(dice: Dice) -> str:
-    """One answered multiple-choice question; a third only ask to find a word among the options."""
+    """One answered multiple-choice question about a person who is asked about in training."""
     person, attribute = dice.below(FIRST_UNASKED_PERSON), dice.below(len(ATTRIBUTES))
     options, answer = fact_options(dice, person, attribute)
-    easy = dice.chance(1 / 3)
-    question = f"which is {options[answer]}?" if easy else fact_question(person, attribute)
-    return f"{multiple_choice(question, options)} {LETTERS[answer]}"
+    return f"{multiple_choice(fact_question(person, attribute), options)} {options[answer]}"
 
 
 def fact_line(dice: Dice) -> str:

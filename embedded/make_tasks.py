@@ -50,21 +50,16 @@ def pairs(seed: int = 1) -> list[Row]:
 
 
 def cloze(seed: int = 2) -> list[Row]:
-    """Stories, each with one true ending and three that were true earlier, or of others, or never."""
+    """Stories, each with a true statement to end it and three whose last word belongs to someone else."""
     dice, rows = Dice(seed), list[Row]()
     while len(rows) < CLOZE_DOCS:
         tale = new_story(dice)
-        for _ in range(8 + dice.below(4)):
-            tale.tell(dice)
-        context = " ".join(tale.sentences)
-        questions = [truth for truth in tale.truths() if len(truth[2]) >= 3]
-        if not questions or not is_held_out(context):
-            continue
-        start, true, wrong = dice.pick(questions)
-        label = dice.below(4)
-        endings = dice.sample(wrong, 3)
-        endings.insert(label, true)
-        rows.append({"context": context, "endings": [f"{start} {e}." for e in endings], "label": label})
+        context = " ".join(tale.told)
+        if is_held_out(context):
+            kind = dice.pick(tale.kinds)
+            start, true = dice.pick(kind)
+            endings = dice.shuffled([f"{start} {value}." for _, value in kind])
+            rows.append({"context": context, "endings": endings, "label": endings.index(f"{start} {true}.")})
     return rows
 
 

@@ -44,10 +44,6 @@ TOKENS_PER_STEP = 4096
 PHASES = ((0.7, 128), (0.3, 256))
 DOCUMENTS_PER_CHUNK = 2000
 PROBABILITY_OF_BOS = 0.5
-# What follows these words counts more, because few tokens of a document can be known at all.
-EMPHASIZED = ("Answer:", "is in the", "is with")
-EMPHASIS = 6.0
-
 Watcher = Callable[[LlamaForCausalLM, float, int, float], None]
 
 
@@ -71,36 +67,18 @@ def batches(seed: int, total: int) -> Iterator[Tensor]:
             yield torch.tensor(list(itertools.islice(stream, TOKENS_PER_STEP))).view(-1, length)
 
 
-def emphasized_patterns() -> list[list[int]]:
-    """Token ids of EMPHASIZED; of "Answer:" only what is the same at every place of a line."""
-    encode = tokens.build().encode
-    return [encode(text)[-3:] if " " in text else encode("\n" + text)[-2:] for text in EMPHASIZED]
-
-
-def emphasis(batch: Tensor, patterns: list[list[int]]) -> Tensor:
-    """Float32 weights of shape (rows, length - 1) of the predictions of batch[:, 1:]."""
-    weights = torch.ones(batch.shape[0], batch.shape[1] - 1)
-    for pattern in patterns:
-        n = len(pattern)
-        follows = (batch.unfold(1, n, 1)[:, :-1] == torch.tensor(pattern)).all(-1)
-        weights[:, n - 1 :][follows] = EMPHASIS
-    return weights
-
-
 def new_model(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
 
 
-def loss_function(model: LlamaForCausalLM) -> Callable[[Tensor, Tensor], Tensor]:
-    """(batch, weights) to the weighted mean cross-entropy in nats."""
+def loss_function(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
+    """A batch of tokens to its mean cross-entropy in nats."""
 
-    def loss(batch: Tensor, weights: Tensor) -> Tensor:
+    def loss(batch: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=batch, use_cache=False).logits
-        flat = logits.float()[:, :-1].reshape(-1, logits.shape[-1])
-        each = cross_entropy(flat, batch[:, 1:].reshape(-1), reduction="none")
-        return (each * weights.reshape(-1)).sum() / weights.sum()
+        return cross_entropy(logits.float()[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
 
     return loss
 
@@ -122,7 +100,7 @@ def train(seed: int, total: int, minutes: float, compiled: bool, watch: Watcher)
     loss = torch.compile(loss, dynamic=False) if compiled else loss
     both = optimizers(model, MUON_LR, ADAM_LR)
     peaks = [group["lr"] for optimizer in both for group in optimizer.param_groups]
-    patterns, start, done, report = emphasized_patterns(), time.monotonic(), 0, 0.0
+    start, done, report = time.monotonic(), 0, 0.0
     for batch in batches(seed, total):
         elapsed = (time.monotonic() - start) / 60
         progress = max(done / total, elapsed / minutes)
@@ -130,7 +108,7 @@ def train(seed: int, total: int, minutes: float, compiled: bool, watch: Watcher)
             break
         for peak, group in zip(peaks, (g for o in both for g in o.param_groups), strict=True):
             group["lr"] = peak * learning_rate_factor(progress)
-        value = loss(batch, emphasis(batch, patterns))
+        value = loss(batch)
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in both:

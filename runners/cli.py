@@ -17,6 +17,9 @@ from typing import Any
 if __name__ == "__main__":
     # A script's own folder comes first on sys.path, where `import gguf` would find runners/gguf.py.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from scorecard.handover import hand_over
+
+    hand_over([__file__, *sys.argv[1:]])
 
 from runners import base
 from scorecard import results

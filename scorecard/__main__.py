@@ -8,6 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    from scorecard.handover import hand_over
+
+    hand_over(["-m", "scorecard", *sys.argv[1:]])
+
 from runners import base
 from scorecard import document, isolation, machine, results
 from scorecard.errors import EXIT_USAGE, RunnerUnavailable, ScorecardError
