@@ -85,7 +85,11 @@ def from_arguments(given: Callable[[str], Any]) -> Options:
 
 
 class Run:
-    """The cases of a models.yaml, ready to be worked on. Raises SpecError for a file that is wrong."""
+    """The cases of a models.yaml, ready to be worked on. Raises SpecError for a file that is wrong.
+
+    A run that is not ``exclusive`` is one of several side by side (``pytest -n``): it works on one stage at a
+    time and takes its share of the cores.
+    """
 
     def __init__(self, options: Options, *, exclusive: bool = True) -> None:
         self.options, self.exclusive = options, exclusive
@@ -113,9 +117,13 @@ class Run:
 
     def _settings(self) -> Settings:
         options = self.options
+        jobs = options.jobs or default_jobs(self._largest_model_bytes())
+        beside = 1 if self.exclusive else int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        jobs = jobs if self.exclusive else 1
         return Settings(
             models_dir=options.models_dir,
-            jobs=options.jobs or (default_jobs(self._largest_model_bytes()) if self.exclusive else 1),
+            jobs=jobs,
+            threads=max(1, machine.cores() // (jobs * beside)),
             offline=options.offline,
             build=options.build,
             rerun=options.rerun,

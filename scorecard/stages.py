@@ -45,13 +45,10 @@ class Settings:
 
     models_dir: Path
     jobs: int = 1
+    threads: int = 1
     offline: bool = False
     build: bool = True
     rerun: bool = False
-
-    @property
-    def threads(self) -> int:
-        return max(1, machine.cores() // self.jobs)
 
 
 def default_jobs(model_bytes: int) -> int:
