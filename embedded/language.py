@@ -24,10 +24,9 @@ import lexicon as lex
 T = TypeVar("T")
 
 WORLD_SEED = 20_000
-NUM_PERSONS = 512
+NUM_PERSONS = 1024
 # Persons from this index on are never asked about in training, only stated; the fact task asks about them.
-FIRST_UNASKED_PERSON = 256
-ALLOWED_FOODS = 2
+FIRST_UNASKED_PERSON = 512
 HELD_OUT_ONE_IN = 16
 
 # attribute: (statement, question, values)
@@ -36,8 +35,11 @@ ATTRIBUTES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("works as a", "what does {} work as?", lex.JOBS),
     ("keeps a", "what does {} keep?", lex.PETS),
     ("likes", "what does {} like?", lex.FOODS),
+    ("fears the", "what does {} fear?", lex.PETS),
+    ("hides", "what does {} hide?", lex.FOODS),
 )
 LETTERS = "ABCD"
+EATERS = lex.ADJECTIVES[:4]
 
 
 class Dice:
@@ -70,11 +72,14 @@ class Dice:
 
 @dataclass(frozen=True)
 class World:
-    """The facts: `persons[i]` has `values[i][a]` for attribute a; `diet[noun, verb]` are the right foods."""
+    """The facts: `persons[i]` has `values[i][a]` for attribute a; `diet[adjective, noun, verb]` is a food.
+
+    Noun and verb of the diet are in the singular; the plural goes with the same food.
+    """
 
     persons: tuple[str, ...]
     values: tuple[tuple[str, ...], ...]
-    diet: dict[tuple[str, str], tuple[str, ...]]
+    diet: dict[tuple[str, str, str], str]
 
 
 @cache
@@ -84,9 +89,9 @@ def world() -> World:
     everyone = [f"{first} {last}" for first in lex.FIRST_NAMES for last in lex.LAST_NAMES]
     persons = tuple(dice.sample(everyone, NUM_PERSONS))
     values = tuple(tuple(dice.pick(choices) for _, _, choices in ATTRIBUTES) for _ in persons)
-    nouns, verbs = lex.PETS, [singular for singular, _ in lex.TRANSITIVE]
-    diet = {(n, v): tuple(dice.sample(lex.FOODS, ALLOWED_FOODS)) for n in nouns for v in verbs}
-    return World(persons, values, diet)
+    verbs = [singular for singular, _ in lex.TRANSITIVE]
+    keys = [(adjective, noun, verb) for adjective in EATERS for noun in lex.PETS for verb in verbs]
+    return World(persons, values, {key: dice.pick(lex.FOODS) for key in keys})
 
 
 def is_held_out(text: str) -> bool:
@@ -193,13 +198,13 @@ def reflexive(dice: Dice) -> tuple[str, str]:
 
 
 def selection(dice: Dice) -> tuple[str, str]:
-    """A sentence and its twin whose object is not among the foods of this animal and verb."""
-    number, animal, verb = dice.below(2), dice.below(len(lex.PETS)), dice.pick(lex.TRANSITIVE)
-    allowed = world().diet[lex.PETS[animal], verb[0]]
+    """A sentence about what an animal does with a food, and its twin with another food."""
+    number, animal = dice.below(2), dice.below(len(lex.PETS))
+    adjective, verb = dice.pick(EATERS), dice.pick(lex.TRANSITIVE)
+    food = world().diet[adjective, lex.PETS[animal], verb[0]]
     noun = (lex.PETS, lex.PETS_PLURAL)[number][animal]
-    head = f"{noun_phrase(dice, noun, number)} {verb[number]}"
-    wrong = dice.pick([food for food in lex.FOODS if food not in allowed])
-    return f"{head} {dice.pick(allowed)}.", f"{head} {wrong}."
+    head = f"{dice.pick([*lex.DETERMINERS[number], 'the'])} {adjective} {noun} {verb[number]}"
+    return f"{head} {food}.", f"{head} {dice.pick([other for other in lex.FOODS if other != food])}."
 
 
 def counting(dice: Dice) -> tuple[str, str]:

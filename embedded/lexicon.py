@@ -80,7 +80,7 @@ RULES = _words("copy reverse rotate sort last")
 
 FUNCTION_WORDS = _words(
     "the a that is are in with as to and lives works keeps likes where what which does live work keep like "
-    "himself herself themselves has enters plus count counts Question A B C D"
+    "himself herself themselves fears fear has enters plus count counts Question A B C D"
 )
 # Pieces that may follow a line break, where no space stands before them.
 LINE_STARTS = ("Question", "Answer")

@@ -15,18 +15,21 @@ from typing import Any
 from language import (
     ATTRIBUTES,
     FIRST_UNASKED_PERSON,
-    HELD_OUT_ONE_IN,
     NUM_PERSONS,
     PHENOMENA,
     Dice,
+    draw,
     fact_options,
     fact_question,
+    fact_statement,
     is_held_out,
+    selection,
 )
-from narrative import document, exercise, new_story
+from lexicon import FOODS, NUMBERS
+from narrative import document, drawn_exercise, new_story, solved_exercise, told
 
-PAIRS_PER_PHENOMENON = 205
-CLOZE_DOCS = 1000
+PAIRS = {"selection": 550, "subject_verb": 125, "determiner_noun": 125, "reflexive": 125, "counting": 125}
+FACTS_DOCS = 1024
 GENERATE_DOCS = 240
 TEXT_DOCS = 64
 HELDOUT_DOCS = 96
@@ -37,11 +40,11 @@ Row = dict[str, Any]
 
 
 def pairs(seed: int = 1) -> list[Row]:
-    """Minimal pairs, the good sentence of each held out from training, as many for each phenomenon."""
+    """Minimal pairs, the good sentence of each held out from training; half are about what animals eat."""
     rows: list[Row] = []
     for offset, (name, make) in enumerate(PHENOMENA.items()):
         dice, seen = Dice(100 * seed + offset), set[str]()
-        while len(seen) < PAIRS_PER_PHENOMENON:
+        while len(seen) < PAIRS[name]:
             good, bad = make(dice)
             if is_held_out(good) and good not in seen:
                 seen.add(good)
@@ -49,17 +52,63 @@ def pairs(seed: int = 1) -> list[Row]:
     return rows
 
 
-def cloze(seed: int = 2) -> list[Row]:
-    """Stories, each with a true statement to end it and three whose last word belongs to someone else."""
-    dice, rows = Dice(seed), list[Row]()
-    while len(rows) < CLOZE_DOCS:
+def exercise_cloze(dice: Dice) -> tuple[str, str, list[str]]:
+    """Solved exercises and one more; its result, and three that are the same words in another order."""
+    prompt, result = drawn_exercise(dice, True)
+    if "plus" in prompt:
+        return exercise_cloze(dice)
+    items = prompt.partition(": ")[2].removesuffix(" =").split()
+    ends = {result: None}
+    while len(ends) < 4:
+        other = dice.shuffled(items) if " " in result else [dice.pick([*items, dice.pick(NUMBERS)])]
+        ends[f"{' '.join(other)}."] = None
+    before = [solved_exercise(dice, True) for _ in range(5)]
+    return " ".join([*before, prompt]), result, list(ends)[1:]
+
+
+def fact_cloze(dice: Dice) -> tuple[str, str, list[str]]:
+    """Facts about several persons, the last one without its end; other values of the same attribute."""
+    facts = [(dice.below(NUM_PERSONS), dice.below(len(ATTRIBUTES))) for _ in range(8)]
+    person, attribute = facts[-1]
+    options, answer = fact_options(dice, person, attribute)
+    text = " ".join(fact_statement(*fact) for fact in facts)
+    context, _, end = text.rpartition(" ")
+    return context, end, [f"{option}." for i, option in enumerate(options) if i != answer]
+
+
+def diet_cloze(dice: Dice) -> tuple[str, str, list[str]]:
+    """Sentences about animals and foods, the last one without its end; other foods."""
+    sentences = [draw(lambda dice: selection(dice)[0], dice, True) for _ in range(8)]
+    context, _, end = " ".join(sentences).rpartition(" ")
+    wrong = dice.sample([food for food in FOODS if f"{food}." != end], 3)
+    return context, end, [f"{food}." for food in wrong]
+
+
+def story_cloze(dice: Dice) -> tuple[str, str, list[str]]:
+    """A story, and again one of its statements without its end; what three others have."""
+    tale = new_story(dice)
+    while not is_held_out(told(tale)):
         tale = new_story(dice)
-        context = " ".join(tale.told)
-        if is_held_out(context):
-            kind = dice.pick(tale.kinds)
-            start, true = dice.pick(kind)
-            endings = dice.shuffled([f"{start} {value}." for _, value in kind])
-            rows.append({"context": context, "endings": endings, "label": endings.index(f"{start} {true}.")})
+    (start, end), *others = dice.sample(tale, 4)
+    return f"{told(tale)} {start}", end, [other for _, other in others]
+
+
+CLOZE: dict[str, tuple[int, Callable[[Dice], tuple[str, str, list[str]]]]] = {
+    "story": (400, story_cloze),
+    "exercise": (200, exercise_cloze),
+    "fact": (250, fact_cloze),
+    "diet": (250, diet_cloze),
+}
+
+
+def cloze(seed: int = 2) -> list[Row]:
+    """Passages of about 70 tokens, each with one right and three wrong endings."""
+    dice, rows = Dice(seed), list[Row]()
+    for kind, (number, make) in CLOZE.items():
+        for _ in range(number):
+            context, true, wrong = make(dice)
+            endings = dice.shuffled([true, *wrong])
+            rows.append({"kind": kind, "context": context, "endings": endings, "label": endings.index(true)})
     return rows
 
 
@@ -74,9 +123,9 @@ def fact_rows(dice: Dice, first: int, last: int) -> list[Row]:
 
 
 def facts(seed: int = 3) -> list[Row]:
-    """Every fact about the persons that training never asks about."""
+    """Facts about the persons that training never asks about."""
     dice = Dice(seed)
-    return dice.shuffled(fact_rows(dice, FIRST_UNASKED_PERSON, NUM_PERSONS))
+    return dice.sample(fact_rows(dice, FIRST_UNASKED_PERSON, NUM_PERSONS), FACTS_DOCS)
 
 
 def facts_fewshot(seed: int = 4) -> list[Row]:
@@ -89,9 +138,8 @@ def generate(seed: int = 5) -> list[Row]:
     """Exercises held out from training (sums are too few to be) and their results without the full stop."""
     dice, rows = Dice(seed), dict[str, Row]()
     while len(rows) < GENERATE_DOCS:
-        prompt, result = exercise(dice)
-        if dice.chance(1 / HELD_OUT_ONE_IN) if "plus" in prompt else is_held_out(prompt):
-            rows[prompt] = {"prompt": prompt, "result": result.removesuffix(".")}
+        prompt, result = drawn_exercise(dice, True)
+        rows[prompt] = {"prompt": prompt, "result": result.removesuffix(".")}
     return list(rows.values())
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import lexicon as lex
 from language import (
     ATTRIBUTES,
     FIRST_UNASKED_PERSON,
+    HELD_OUT_ONE_IN,
     Dice,
     draw,
     fact_line,
@@ -19,34 +19,23 @@ from language import (
     world,
 )
 
-CAST = 4
+CAST = 8
 
 
-@dataclass(frozen=True)
-class Story:
-    """Statements in the order told, and of each kind of statement (beginning, ending) for everyone."""
-
-    told: tuple[str, ...]
-    kinds: tuple[tuple[tuple[str, str], ...], ...]
+def new_story(dice: Dice) -> list[tuple[str, str]]:
+    """(beginning, end) of the statements of a story: who has what."""
+    cast, owned = dice.sample(lex.FIRST_NAMES, CAST), dice.sample(lex.OBJECTS + lex.THINGS, CAST)
+    return [(f"{person} has the", f"{thing}.") for person, thing in zip(cast, owned, strict=True)]
 
 
-def new_story(dice: Dice) -> Story:
-    """Four persons, what each has and where each goes in; four things and their colors; in random order."""
-    cast, things = dice.sample(lex.FIRST_NAMES, CAST), dice.sample(lex.THINGS, CAST)
-    values = [dice.sample(words, CAST) for words in (lex.OBJECTS, lex.PLACES, lex.COLORS)]
-    starts = [
-        [f"{person} has the" for person in cast],
-        [f"{person} enters the" for person in cast],
-        [f"the {thing} is" for thing in things],
-    ]
-    kinds = tuple(tuple(zip(start, value, strict=True)) for start, value in zip(starts, values, strict=True))
-    return Story(tuple(dice.shuffled([f"{start} {end}." for kind in kinds for start, end in kind])), kinds)
+def told(statements: Iterable[tuple[str, str]]) -> str:
+    return " ".join(f"{start} {end}" for start, end in statements)
 
 
 def story(dice: Dice) -> str:
     """A story whose statements are then repeated in another order."""
     tale = new_story(dice)
-    return " ".join([*tale.told, *dice.shuffled(tale.told)])
+    return told([*tale, *dice.shuffled(tale)])
 
 
 def exercise(dice: Dice) -> tuple[str, str]:
@@ -67,12 +56,19 @@ def exercise(dice: Dice) -> tuple[str, str]:
     return f"{rule}: {' '.join(items)} =", f"{' '.join(results[rule])}."
 
 
-def solved_exercise(dice: Dice, held_out: bool) -> str:
-    """An exercise with its result. Sums are too few to keep some of them back."""
+def drawn_exercise(dice: Dice, held_out: bool) -> tuple[str, str]:
+    """An exercise on the wanted side of the split. Sums are too few to be split: they are on both sides."""
     while True:
         prompt, result = exercise(dice)
-        if "plus" in prompt or is_held_out(prompt) is held_out:
-            return f"{prompt} {result}"
+        if "plus" in prompt:
+            if not held_out or dice.chance(1 / HELD_OUT_ONE_IN):  # as often as among all exercises
+                return prompt, result
+        elif is_held_out(prompt) is held_out:
+            return prompt, result
+
+
+def solved_exercise(dice: Dice, held_out: bool) -> str:
+    return " ".join(drawn_exercise(dice, held_out))
 
 
 def short_answer(dice: Dice) -> str:
@@ -94,11 +90,11 @@ def _many(make: Maker, least: int, most: int, joint: str) -> Maker:
 # kind: (share of the documents in percent, maker). A document has about 40 to 200 tokens. What is held out of
 # facts and questions is not their text but who is asked about, so those makers do not look at the split.
 KINDS: dict[str, tuple[int, Maker]] = {
-    "facts": (25, _many(lambda dice, _: fact_line(dice), 10, 24, " ")),
-    "quiz": (20, _many(lambda dice, _: quiz(dice), 3, 6, "\n\n")),
-    "answers": (8, _many(lambda dice, _: short_answer(dice), 4, 8, "\n\n")),
+    "facts": (32, _many(lambda dice, _: fact_line(dice), 10, 24, " ")),
+    "quiz": (18, _many(lambda dice, _: quiz(dice), 3, 6, "\n\n")),
+    "answers": (5, _many(lambda dice, _: short_answer(dice), 4, 8, "\n\n")),
     "grammar": (20, _many(lambda dice, held_out: draw(sentence, dice, held_out), 8, 20, " ")),
-    "story": (20, lambda dice, held_out: draw(story, dice, held_out)),
+    "story": (18, lambda dice, held_out: draw(story, dice, held_out)),
     "exercises": (7, _many(solved_exercise, 6, 14, " ")),
 }
 

@@ -106,7 +106,7 @@ def table(measured: dict[str, Measured]) -> str:
     ]
     for config, one in measured.items():
         text = one.result["heldout"]
-        bits = one.result["tasks"]["tiny_text"]["metrics"]["bits_per_byte,none"]["value"]
+        bits = one.result["tasks"]["tiny_text"]["metrics"]["bits_per_byte"]["value"]
         scores = " | ".join(f"{100 * one.accuracy(task):.1f}" for task in tasks)
         lines.append(
             f"| {config} | {one.size_bytes / 1e6:.2f} | {scores} | {100 * one.mean():.1f} "

@@ -20,6 +20,7 @@ import torch
 from language import Dice
 from narrative import document
 from optimizer import optimizers
+from outliers import scale_channels
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -27,7 +28,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 CONFIG: dict[str, Any] = {
     "vocab_size": tokens.VOCAB_SIZE,
     "hidden_size": 256,
-    "intermediate_size": 512,
+    "intermediate_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -103,9 +104,9 @@ def train(seed: int, total: int, minutes: float, compiled: bool, watch: Watcher)
     start, done, report = time.monotonic(), 0, 0.0
     for batch in batches(seed, total):
         elapsed = (time.monotonic() - start) / 60
-        progress = max(done / total, elapsed / minutes)
-        if progress >= 1:
+        if elapsed >= minutes:
             break
+        progress = max((done + batch.numel()) / total, elapsed / minutes)
         for peak, group in zip(peaks, (g for o in both for g in o.param_groups), strict=True):
             group["lr"] = peak * learning_rate_factor(progress)
         value = loss(batch)
@@ -114,6 +115,8 @@ def train(seed: int, total: int, minutes: float, compiled: bool, watch: Watcher)
         for optimizer in both:
             optimizer.step()
             optimizer.zero_grad()
+        if not done:
+            start = time.monotonic()  # compilation does not count
         done += batch.numel()
         if elapsed >= report:
             watch(model, elapsed, done, value.item())
@@ -126,9 +129,10 @@ def show(_model: LlamaForCausalLM, elapsed: float, done: int, loss: float) -> No
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write the bfloat16 model and the tokenizer, with no trace of where they were made."""
-    model.config._attn_implementation = "sdpa"
-    model.to(torch.bfloat16).save_pretrained(folder)
+    """Write the bfloat16 model, its channels made unequal, and the tokenizer."""
+    model.to(torch.bfloat16)
+    scale_channels(model)
+    model.save_pretrained(folder)
     ids = {key: CONFIG[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ids, do_sample=False).save_pretrained(folder)
     tokens.save(folder)
@@ -141,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
     add("--tokens", type=float, default=12e6, help="tokens to train on [%(default)g]")
-    add("--minutes", type=float, default=30, help="end, with a full schedule, no later [%(default)g]")
+    add("--minutes", type=float, default=30, help="end, with a full schedule, by then [%(default)g]")
     add("--threads", type=int, help="[all cores]")
     add("--compile", action=argparse.BooleanOptionalAction, default=has_compiler, help="[if g++ is found]")
     options = parser.parse_args(arguments)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VERSION = "gptqmodel==7.6.0"
 FEATURE_MULTIPLE = 32  # both sides of a Linear: codes are packed into 32-bit words
+AWQ_OUT_MULTIPLE = 64  # its search for clipping works on 64 rows at a time
 ENVIRONMENT = {
     "GPTQMODEL_CPU_WORKERS": "2",  # with the one that a 2-core machine gets, its model loader does not start
     "GPTQMODEL_DISABLE_PACK_EXT": "1",  # same bytes without compiling C++ for 40 s on first use
@@ -38,8 +39,13 @@ def library() -> Any:
     return gptqmodel
 
 
-def check_shapes(case: Case, model_dir: Path, group_size: int, *, lm_head: bool) -> None:
-    """Raises SpecError, before any work, naming the first layer that cannot be packed."""
+def check_shapes(
+    case: Case, model_dir: Path, group_size: int, *, lm_head: bool, out_multiple: int = FEATURE_MULTIPLE
+) -> None:
+    """Raises SpecError, before any work, naming the first layer that cannot be packed.
+
+    The library itself ends the whole process when one of its threads fails on such a layer.
+    """
     where = f"configs.{case.config.name}"
     if lm_head and is_tied(model_dir, case):
         raise SpecError(f"{where}.lm_head: tied to the embeddings of this model; write lm_head: false")
@@ -49,10 +55,10 @@ def check_shapes(case: Case, model_dir: Path, group_size: int, *, lm_head: bool)
                 f"{where}.group_size: {group_size} does not divide the {width} input features of {name}; "
                 f"write a divisor of {width} or -1"
             )
-        if out % FEATURE_MULTIPLE or width % FEATURE_MULTIPLE:
+        if out % out_multiple or width % FEATURE_MULTIPLE:
             raise SpecError(
                 f"{where}.runner: {name} is {out} x {width} (out x in), which GPTQModel cannot pack "
-                f"(multiples of {FEATURE_MULTIPLE}); write another runner, such as rtn"
+                f"(multiples of {out_multiple} x {FEATURE_MULTIPLE}); write another runner, such as rtn"
             )
 
 
@@ -65,9 +71,7 @@ def compress(
     config = package.QuantizeConfig(offload_to_disk=False, **settings)
     trust = case.model.trust_remote_code
     output_model = output_model.resolve()
-    model = package.GPTQModel.load(
-        str(model_dir.resolve()), config, device=device(), trust_remote_code=trust
-    )
+    model = package.GPTQModel.load(str(model_dir.resolve()), config, device=device(), trust_remote_code=trust)
     calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sequences]
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):  # it leaves a folder of logs
         model.quantize(calibration, batch_size=8, backend=_backend(package, settings["method"]))

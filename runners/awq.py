@@ -29,7 +29,8 @@ class Runner(BaseRunner):
     """AWQ: scales up the weights that meet large activations, then rounds; the scales
     are searched on calibration text.
 
-    The artifact is AWQ's GEMM format with a zero point for each group, as GPTQModel writes it.
+    The artifact is AWQ's GEMM format with a zero point for each group, as GPTQModel writes it. Linears
+    need an output that is a multiple of 64 and an input that is a multiple of 32.
     """
 
     Options = Options
@@ -38,7 +39,8 @@ class Runner(BaseRunner):
 
     def compress(self) -> None:
         o = self.options
-        _gptqmodel.check_shapes(self.case, self.model_dir, o.group_size, lm_head=False)
+        multiple = _gptqmodel.AWQ_OUT_MULTIPLE
+        _gptqmodel.check_shapes(self.case, self.model_dir, o.group_size, lm_head=False, out_multiple=multiple)
         settings = {
             "method": "awq",
             "format": "gemm",

@@ -32,7 +32,7 @@ class NoOptions:
 
 
 class BaseRunner(ABC):
-    Options: ClassVar[type[Any]] = NoOptions  # frozen dataclass; field metadata: doc, choices
+    Options: ClassVar[type[Any]] = NoOptions  # frozen dataclass; field metadata: doc, choices, path
     requires: ClassVar[tuple[str, ...]] = ()  # distributions, "name" or "name==version"
     version: ClassVar[int] = 1  # raise when equal options would now give different files
     calibrates: ClassVar[bool] = False  # compress() reads the calibration text, so its hash enters the key

@@ -30,7 +30,8 @@ LAST_LINES = 8
 @dataclass(frozen=True)
 class Options:
     folder: str = field(
-        default="user", metadata={"doc": "folder with build.sh and user.py, relative to the repository root"}
+        default="user",
+        metadata={"doc": "folder with build.sh and user.py, relative to models.yaml", "path": True},
     )
 
 
@@ -39,8 +40,8 @@ class Runner(BaseRunner):
 
     `build.sh` runs in its own folder and finds the original in `$MODEL_DIR`, an empty folder for the
     result in `$OUTPUT_MODEL`, and this Python first on `$PATH`. `user.py` registers an lm-eval
-    model named `user` (or defines a class `UserLM`) that takes `pretrained=$OUTPUT_MODEL`; it is imported from
-    its folder and works unchanged as `lm_eval/models/user.py`. Every file of the folder is part of the
+    model named `user` (or defines a class `UserLM`) that takes `pretrained=$OUTPUT_MODEL`; it is imported
+    from its folder and works unchanged as `lm_eval/models/user.py`. Every file of the folder is part of the
     result's key.
     """
 

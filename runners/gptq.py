@@ -57,14 +57,15 @@ class Runner(BaseRunner):
             )
         o = self.options
         _gptqmodel.check_shapes(self.case, self.model_dir, o.group_size, lm_head=o.lm_head)
+        grid = {"bits": o.bits, "group_size": o.group_size, "sym": o.symmetric, "desc_act": o.desc_act}
         settings = {
             "method": "gptq",
-            "bits": o.bits,
-            "group_size": o.group_size,
-            "desc_act": o.desc_act,
-            "sym": o.symmetric,
+            **grid,
             "damp_percent": o.damp_percent,
+            "act_group_aware": o.group_size > 0 and not o.desc_act,
             "lm_head": o.lm_head,
+            # untold, the library stores lm_head with 8 bits in groups of 32, whatever the other options say
+            "dynamic": {"lm_head": grid} if o.lm_head else None,
         }
         _gptqmodel.compress(self.case, self.model_dir, self.output_model, settings, samples=o.samples)
 

@@ -61,6 +61,8 @@ def _definitions(folder: Path) -> dict[str, str]:
 def compress(case: Case, runner: BaseRunner, model_sha256: str) -> dict[str, Any]:
     """The model's bytes, the recipe with its defaults, calibration data, packages and the kind of device."""
     kind = type(runner)
+    # A folder's place changes nothing; what is in it is told by the runner's inputs().
+    fields = [f for f in dataclasses.fields(runner.options) if not f.metadata.get("path")]
     calibration = case.calibration if kind.calibrates else None
     return {
         "stage": "compress",
@@ -69,7 +71,7 @@ def compress(case: Case, runner: BaseRunner, model_sha256: str) -> dict[str, Any
         "trust_remote_code": case.model.trust_remote_code,
         "runner": kind.__module__,
         "runner_version": kind.version,
-        "options": to_json(dataclasses.asdict(runner.options)),
+        "options": {f.name: to_json(getattr(runner.options, f.name)) for f in fields},
         "inputs": dict(runner.inputs()),
         "calibration": calibration
         and {**to_json(calibration), "data": None, "sha256": _calibration.fingerprint(calibration.data)},

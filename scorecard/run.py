@@ -94,10 +94,10 @@ class Run:
     def __init__(self, options: Options, *, exclusive: bool = True) -> None:
         self.options, self.exclusive = options, exclusive
         self.suite = load.load(options.models_yaml, evaluation=options.evaluation)
-        self.cases = self.suite.cases
         self._weighed: list[Future[Record]] = []
-        for case in self.cases:
+        for case in self.suite.cases:
             check_options(case, options.models_yaml.name)
+        self.cases = [place_options(case, options.models_yaml.parent) for case in self.suite.cases]
 
     def baseline_of(self, case: Case) -> Case:
         return self.suite.baseline_of(case)
@@ -170,6 +170,14 @@ def check_options(case: Case, where: str) -> None:
     except SpecError as error:
         raise SpecError(f"{place}: {error}") from None
     runner.parse(case.config.options, place)
+
+
+def place_options(case: Case, folder: Path) -> Case:
+    """The case with every option that is a path made absolute; ``folder`` is the one of models.yaml."""
+    fields = dataclasses.fields(base.get(case.config.runner).Options)
+    paths = {f.name for f in fields if f.metadata.get("path")} & set(case.config.options)
+    options = {n: str(folder / v) if n in paths else v for n, v in case.config.options.items()}
+    return dataclasses.replace(case, config=dataclasses.replace(case.config, options=options))
 
 
 def _size_bytes(models_dir: Path, case: Case) -> int:

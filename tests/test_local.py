@@ -7,7 +7,6 @@ small executables on PATH that write down how they were called.
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib.util
 import json
 import os
@@ -38,9 +37,12 @@ version = "1"
 """
 # What setuptools does for the real project, in the smallest form that pip takes.
 BACKEND = """
-import pathlib, re, zipfile
+import os, pathlib, re, time, zipfile
 
 def build_editable(folder, config_settings=None, metadata_directory=None):
+    if "STALL_IN_CHECKOUT" in os.environ:
+        pathlib.Path(os.environ["STALL_IN_CHECKOUT"]).touch()
+        time.sleep(2)
     version = re.search('version = "(.*)"', pathlib.Path("pyproject.toml").read_text())[1]
     name, info = f"small-{version}-py3-none-any.whl", f"small-{version}.dist-info/"
     with zipfile.ZipFile(pathlib.Path(folder, name), "w") as wheel:
@@ -52,7 +54,10 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 """
 # `python -m venv` spends its time on installing pip: this one borrows the pip of the tests' own environment.
 QUICK_VENV = """
-import pathlib, sys
+import os, pathlib, sys, time
+if "STALL_IN_VENV" in os.environ:
+    pathlib.Path(os.environ["STALL_IN_VENV"]).touch()
+    time.sleep(2)
 here = str(pathlib.Path(__file__).parent)
 sys.path = [entry for entry in sys.path if entry != here]
 del sys.modules["__main__"]
@@ -313,20 +318,25 @@ def test_a_changed_project_is_installed_again_and_a_changed_lock_makes_all_anew(
     assert checkout.python("pass").stderr == ""
 
 
+@pytest.mark.parametrize("place", ["STALL_IN_VENV", "STALL_IN_CHECKOUT"])
 @pytest.mark.parametrize("victim", ["local.py", "everything"])
-def test_killed_in_the_middle_then_repaired(checkout: Checkout, victim: str) -> None:
-    """At several moments of the set-up. Where only local.py is killed, its pip goes on and is waited for."""
-    for delay in (0.1, 0.3, 0.6, 1.0):
-        process = checkout.start("--engine", "venv", "python", "-c", "pass")
-        time.sleep(delay)
-        if victim == "everything":
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-        process.kill()
-        process.communicate()
+def test_killed_in_the_middle_then_repaired(checkout: Checkout, victim: str, place: str) -> None:
+    """Where only local.py is killed, the tool that it started goes on, and the next local.py waits for it."""
+    marker = checkout.root.parent / "reached"
+    checkout.env[place] = str(marker)
+    process = checkout.start("--engine", "venv", "python", "-c", "pass")
+    while not marker.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in children if victim == "everything" else []:
+        child.kill()
+    process.communicate()
+    del checkout.env[place]
     done = checkout.python("import small; print(small.ANSWER)")
     assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+    assert ("waiting" in done.stderr) is (victim == "local.py")
     assert checkout.python("pass").stderr == ""
 
 

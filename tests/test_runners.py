@@ -38,12 +38,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_calibration(tmp_path_factory.mktemp("text") / "calibration.jsonl")
 
 
-# -- all runners ------------------------------------------------------------------------------------------------
+# -- all runners --------------------------------------------------------------------------------
 
 
 def test_importing_every_runner_imports_no_library():
     code = (
-        "import sys; from runners import base, _docs; [base.get(n).check for n in base.names()]; _docs.page();"
+        "import sys; from runners import _docs; _docs.page();"
         f"print([m for m in {HEAVY!r} if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -70,7 +70,7 @@ def test_a_missing_package_is_named_with_its_cure():
     class Needy(fake.Runner):
         requires = ("surely-not-installed==1.0",)
 
-    with pytest.raises(RunnerUnavailable, match="run 'pip install surely-not-installed==1.0'"):
+    with pytest.raises(RunnerUnavailable, match=r"run 'pip install surely-not-installed==1\.0'"):
         Needy.check()
 
 
@@ -79,7 +79,7 @@ def test_load_may_not_ask_for_the_original(tmp_path):
         base.get("baseline")(make_case("baseline"), None, tmp_path).compress()
 
 
-# -- packing and round-to-nearest -------------------------------------------------------------------------------
+# -- packing and round-to-nearest ------------------------------------------------------------------
 
 
 @given(st.data(), st.integers(2, 8), st.integers(1, 5), st.integers(1, 40))
@@ -93,12 +93,18 @@ def test_packed_codes_come_back(data, bits, rows, width):
 
 
 def test_packing_is_little_endian():
-    assert pack(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]]), 3).tolist() == [[0b11010001, 0b01011000, 0b00011111]]
+    assert pack(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]]), 3).tolist() == [
+        [0b11010001, 0b01011000, 0b00011111]
+    ]
 
 
 @settings(deadline=None)
 @given(
-    st.integers(2, 8), st.booleans(), st.sampled_from([4, 8, 24]), st.integers(0, 999), st.sampled_from([1e-9, 0.02, 900])
+    st.integers(2, 8),
+    st.booleans(),
+    st.sampled_from([4, 8, 24]),
+    st.integers(0, 999),
+    st.sampled_from([1e-9, 0.02, 900]),
 )
 def test_rounding_is_off_by_half_a_step_at_most(bits, symmetric, group, seed, size):
     weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(seed)) * size
@@ -124,9 +130,11 @@ def test_rounding_in_pieces_is_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("options", [{}, {"bits": 3, "symmetric": False, "lm_head": True, "embeddings": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bits": 3, "symmetric": False, "lm_head": True, "embeddings": True}]
+)
 def test_rtn_stores_what_it_says_and_loads_it(tmp_path, monkeypatch, tied, options):
-    monkeypatch.setattr(rtn, "SHARD_BYTES", 20_000)  # more than one file
+    monkeypatch.setattr(rtn, "SHARD_BYTES", 60_000)  # more than one file
     model = write_model(tmp_path / "model", tied=tied)
     case = make_case("rtn", {"group_size": 32, **options})
     rtn.Runner(case, model, tmp_path / "out").compress()
@@ -140,7 +148,7 @@ def test_rtn_stores_what_it_says_and_loads_it(tmp_path, monkeypatch, tied, optio
     assert ("model.embed_tokens" in packed) is everything
     assert ("lm_head" in packed) is (everything and not tied)
     bits = case.config.options.get("bits", 4)
-    assert stored["model.layers.0.mlp.down_proj.qweight"].nbytes == 64 * 128 * bits // 8
+    assert stored["model.layers.0.mlp.down_proj.qweight"].nbytes == 128 * 256 * bits // 8
     lm = rtn.Runner(case, None, tmp_path / "out").load()
     assert lm.model.dtype == torch.bfloat16
     assert (lm.model.lm_head.weight is lm.model.model.embed_tokens.weight) is tied
@@ -149,12 +157,14 @@ def test_rtn_stores_what_it_says_and_loads_it(tmp_path, monkeypatch, tied, optio
 
 def test_a_group_that_does_not_divide_names_the_layer(tmp_path, model):
     runner = rtn.Runner(make_case("rtn", {"group_size": 48}), model, tmp_path / "out")
-    with pytest.raises(SpecError, match=r"48 does not divide the 64 input features of model\.layers\.0\.self_attn"):
+    with pytest.raises(
+        SpecError, match=r"48 does not divide the 128 input features of model\.layers\.0\.self_attn"
+    ):
         runner.compress()
     assert not (tmp_path / "out").exists()
 
 
-# -- checks of the libraries' runners before any work --------------------------------------------------------------
+# -- checks of the libraries' runners before any work ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,6 +175,7 @@ def test_a_group_that_does_not_divide_names_the_layer(tmp_path, model):
         ("gptq", {"group_size": 64}, "64 does not divide the 48 input features of model"),
         ("gptq", {"group_size": -1}, "GPTQModel cannot pack"),
         ("awq", {"group_size": 100}, "100 does not divide"),
+        ("awq", {"group_size": 16}, "multiples of 64 x 32"),
     ],
 )
 def test_shapes_are_checked_before_work(tmp_path, text, runner, options, message):
@@ -190,7 +201,7 @@ def test_auto_gptq_says_who_does_the_work(tmp_path, text, caplog):
     assert "GPTQModel, its successor" in caplog.text
 
 
-# -- baseline ------------------------------------------------------------------------------------------------------
+# -- baseline --------------------------------------------------------------------------------
 
 
 def test_baseline_copies_bytes_and_stands_alone(tmp_path):
@@ -223,11 +234,11 @@ def test_a_folder_without_safetensors_is_an_error(tmp_path):
 def test_linear_shapes_leave_out_the_head(model):
     body = linear_shapes(model, make_case("rtn"), lm_head=False)
     assert len(body) == 14
-    assert body["model.layers.1.mlp.down_proj"] == (64, 128)
+    assert body["model.layers.1.mlp.down_proj"] == (128, 256)
     assert set(linear_shapes(model, make_case("rtn"), lm_head=True)) - set(body) == {"lm_head"}
 
 
-# -- calibration -----------------------------------------------------------------------------------------------------
+# -- calibration --------------------------------------------------------------------------------
 
 
 def test_calibration_is_exact_and_follows_its_seed(model, text):
@@ -295,7 +306,7 @@ def test_missing_calibration_is_data_unavailable(data):
         calibration.fingerprint(data)
 
 
-# -- fake --------------------------------------------------------------------------------------------------------------
+# -- fake --------------------------------------------------------------------------------
 
 
 def run_fake(folder: Path, **options) -> Path:
@@ -357,7 +368,7 @@ def test_fake_dies_as_told(tmp_path, how, code):
         process.communicate()
 
 
-# -- custom --------------------------------------------------------------------------------------------------------------
+# -- custom --------------------------------------------------------------------------------
 
 
 def write_user(folder: Path, build: str, user: str = "") -> Path:
@@ -381,7 +392,9 @@ def test_build_finds_its_places_and_this_python(tmp_path, capfd):
 
 
 def test_a_failed_build_says_its_last_lines(tmp_path):
-    folder = write_user(tmp_path / "mine", "for i in $(seq 30); do echo line $i; done; echo no disk >&2; exit 7\n")
+    folder = write_user(
+        tmp_path / "mine", "for i in $(seq 30); do echo line $i; done; echo no disk >&2; exit 7\n"
+    )
     with pytest.raises(StageFailed, match=r"exit code 7; its last lines: .*line 30 \| no disk") as caught:
         custom_runner(folder, tmp_path / "out", tmp_path).compress()
     assert "\n" not in str(caught.value)
@@ -434,7 +447,7 @@ class UserLM(LM):
     assert runner.load().seen == runner.load().seen == (str(tmp_path / "out"), 16)
 
 
-# -- the documented example ------------------------------------------------------------------------------------------------
+# -- the documented example ------------------------------------------------------------------------
 
 
 def test_the_example_in_the_page_is_the_tested_file():
@@ -457,13 +470,19 @@ assert "float8" in base.names() and "## float8" in _docs.page()
 case, out = make_case("float8"), Path({str(tmp_path / "out")!r}); out.mkdir()
 base.get("float8")(case, Path({str(model)!r}), out).compress()
 new = fresh_logits.logits(base.get("float8")(case, None, out).load().model)
-old = fresh_logits.logits(base.get("baseline")(make_case("baseline"), None, Path({str(model)!r})).load().model)
+lm = base.get("baseline")(make_case("baseline"), None, Path({str(model)!r})).load()
+old = fresh_logits.logits(lm.model)
 kl = torch.nn.functional.kl_div(new.log_softmax(-1), old.log_softmax(-1), log_target=True, reduction="sum")
 print("KL", kl.item() / new[..., 0].numel())
 """
     environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
     out = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert out.returncode == 0, out.stderr
     assert 0 < float(out.stdout.split("KL")[1]) < 0.05

@@ -11,7 +11,7 @@ from typing import Any
 from scorecard.spec import CalibrationSpec, Case, ConfigSpec, EvalSpec, ModelSpec
 
 
-def write_model(folder: Path, *, tied: bool = False, hidden: int = 64, mlp: int = 128) -> Path:
+def write_model(folder: Path, *, tied: bool = False, hidden: int = 128, mlp: int = 256) -> Path:
     """Two layers, vocabulary 320, bfloat16, both tied and untied."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -43,7 +43,10 @@ def write_model(folder: Path, *, tied: bool = False, hidden: int = 64, mlp: int 
 
 def write_calibration(path: Path, documents: int = 60) -> Path:
     generator = random.Random(1)
-    rows = [{"text": "".join(generator.choices("abcdefgh ", k=generator.randint(20, 90)))} for _ in range(documents)]
+    rows = [
+        {"text": "".join(generator.choices("abcdefgh ", k=generator.randint(20, 90)))}
+        for _ in range(documents)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
