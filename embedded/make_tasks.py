@@ -30,6 +30,8 @@ from narrative import document, drawn_exercise, new_story, solved_exercise, told
 
 PAIRS = {"selection": 550, "subject_verb": 125, "determiner_noun": 125, "reflexive": 125, "counting": 125}
 FACTS_DOCS = 1024
+# Not "likes": about persons whom training never asks about, the model answers only half of these questions.
+FACTS_ATTRIBUTES = (0, 1, 2, 4, 5)
 GENERATE_DOCS = 240
 TEXT_DOCS = 64
 HELDOUT_DOCS = 96
@@ -43,12 +45,12 @@ def pairs(seed: int = 1) -> list[Row]:
     """Minimal pairs, the good sentence of each held out from training; half are about what animals eat."""
     rows: list[Row] = []
     for offset, (name, make) in enumerate(PHENOMENA.items()):
-        dice, seen = Dice(100 * seed + offset), set[str]()
-        while len(seen) < PAIRS[name]:
+        dice, found = Dice(100 * seed + offset), dict[tuple[str, str], None]()
+        while len(found) < PAIRS[name]:
             good, bad = make(dice)
-            if is_held_out(good) and good not in seen:
-                seen.add(good)
-                rows.append({"phenomenon": name, "good": good, "bad": bad})
+            if is_held_out(good):
+                found[good, bad] = None
+        rows += [{"phenomenon": name, "good": good, "bad": bad} for good, bad in found]
     return rows
 
 
@@ -113,10 +115,10 @@ def cloze(seed: int = 2) -> list[Row]:
 
 
 def fact_rows(dice: Dice, first: int, last: int) -> list[Row]:
-    """One question for each attribute of persons[first:last]."""
+    """One question for each of FACTS_ATTRIBUTES of persons[first:last]."""
     rows = []
     for person in range(first, last):
-        for attribute in range(len(ATTRIBUTES)):
+        for attribute in FACTS_ATTRIBUTES:
             options, answer = fact_options(dice, person, attribute)
             rows.append({"question": fact_question(person, attribute), "options": options, "answer": answer})
     return rows

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 SEED = 0
-SPREAD = 0.5  # standard deviation of the exponents before they are rounded
+SPREAD = 0.42  # standard deviation of the exponents before they are rounded
 LARGEST = 3  # exponents end here
 
 

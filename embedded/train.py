@@ -73,11 +73,11 @@ def new_model(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
 
 
-def loss_function(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
+def loss_function(model: LlamaForCausalLM, bf16: bool) -> Callable[[Tensor], Tensor]:
     """A batch of tokens to its mean cross-entropy in nats."""
 
     def loss(batch: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(input_ids=batch, use_cache=False).logits
         return cross_entropy(logits.float()[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
 
@@ -91,13 +91,15 @@ def learning_rate_factor(progress: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
 
 
-def train(seed: int, total: int, minutes: float, compiled: bool, watch: Watcher) -> LlamaForCausalLM:
+def train(
+    seed: int, total: int, minutes: float, *, compiled: bool, bf16: bool, watch: Watcher
+) -> LlamaForCausalLM:
     """Train on `total` tokens; where `minutes` would not do for them, on as many as they allow.
 
     `watch` is called every half minute with the model, the minutes so far, the tokens so far and the loss.
     """
     model = new_model(seed)
-    loss = loss_function(model)
+    loss = loss_function(model, bf16)
     loss = torch.compile(loss, dynamic=False) if compiled else loss
     both = optimizers(model, MUON_LR, ADAM_LR)
     peaks = [group["lr"] for optimizer in both for group in optimizer.param_groups]
@@ -148,10 +150,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--minutes", type=float, default=30, help="end, with a full schedule, by then [%(default)g]")
     add("--threads", type=int, help="[all cores]")
     add("--compile", action=argparse.BooleanOptionalAction, default=has_compiler, help="[if g++ is found]")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="--no-bf16 for a CPU without it")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = train(options.seed, int(options.tokens), options.minutes, options.compile, show)
+    total, flags = int(options.tokens), {"compiled": options.compile, "bf16": options.bf16}
+    model = train(options.seed, total, options.minutes, **flags, watch=show)
     save(model, options.out)
 
 

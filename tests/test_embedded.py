@@ -257,7 +257,14 @@ def test_training_is_deterministic_and_learns() -> None:
     torch.set_num_threads(1)
     try:
         models = [
-            train.train(3, 2 * train.TOKENS_PER_STEP, 10, False, lambda *state: losses.append(state[-1]))
+            train.train(
+                3,
+                2 * train.TOKENS_PER_STEP,
+                minutes=10,
+                compiled=False,
+                bf16=True,
+                watch=lambda *state: losses.append(state[-1]),
+            )
             for _ in range(2)
         ]
     finally:
