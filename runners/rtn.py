@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runners._hf import (
     copy_side_files,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CHUNK_WEIGHTS = 1 << 24  # weights worked on at once, which bounds the memory for a large vocabulary
 SHARD_BYTES = 2 << 30
 PARTS = ("qweight", "scales", "zeros")
+Note = tuple[int, str]  # in_features and dtype of a packed matrix: what its parts do not tell
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Runner(BaseRunner):
     ``NAME.qweight`` (uint8 [out, ceil(in / 8) * bits], eight codes in ``bits`` bytes, see
     ``runners/_packing.py``), ``NAME.scales`` (float16 [out, groups]) and, if asymmetric, ``NAME.zeros``
     (packed like the codes, [out, ceil(groups / 8) * bits]). A weight is ``(code - zero) * scale``.
+    The metadata key ``rtn`` is JSON: the options, and ``packed``: NAME.weight -> [in, dtype].
     All other tensors are the original's. ``load`` turns the codes into plain weights.
 
     With tied embeddings there is one tensor: ``lm_head`` or ``embeddings`` packs it.
@@ -65,7 +67,7 @@ class Runner(BaseRunner):
         targets = self._targets()
         group_sizes = {name: self._group_size(name, width) for name, width in targets.items()}
         tied = is_tied(self.model_dir, self.case)
-        shards = _Shards(self.output_model, {"rtn": json.dumps(asdict(self.options))})
+        shards = _Shards(self.output_model, asdict(self.options))
         for name, tensor in _tensors(weight_files(self.model_dir)):
             if tied and name == "lm_head.weight":
                 continue  # some folders hold the tied tensor twice
@@ -73,7 +75,7 @@ class Runner(BaseRunner):
                 shards.add({name: tensor})
                 continue
             stem, parts = name.removesuffix("weight"), quantize(tensor, self.options, group_sizes[name])
-            note = f"{tensor.shape[1]} {str(tensor.dtype).removeprefix('torch.')}"
+            note = (int(tensor.shape[1]), str(tensor.dtype).removeprefix("torch."))
             shards.add({stem + part: value for part, value in parts.items()}, {name: note})
         shards.flush()
         copy_side_files(self.model_dir, self.output_model, self.case)
@@ -121,14 +123,14 @@ def load_model(runner: Runner) -> PreTrainedModel:
 class _Shards:
     """Collects tensors and writes them, a file at a time: never the whole model in memory."""
 
-    def __init__(self, folder: Path, metadata: dict[str, str]) -> None:
-        self.folder, self.common, self.written = folder, metadata, 0
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self.folder, self.options, self.written = folder, options, 0
         self.tensors: dict[str, torch.Tensor] = {}
-        self.metadata = dict(metadata)
+        self.packed: dict[str, Note] = {}
 
-    def add(self, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    def add(self, tensors: dict[str, torch.Tensor], packed: dict[str, Note] | None = None) -> None:
         self.tensors.update({name: tensor.contiguous() for name, tensor in tensors.items()})
-        self.metadata.update(metadata or {})
+        self.packed.update(packed or {})
         if sum(tensor.nbytes for tensor in self.tensors.values()) >= SHARD_BYTES:
             self.flush()
 
@@ -139,8 +141,10 @@ class _Shards:
             return
         self.written += 1
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.tensors, self.folder / f"rtn-{self.written:05d}.safetensors", self.metadata)
-        self.tensors, self.metadata = {}, dict(self.common)
+        # One metadata key only: safetensors writes several in an order that differs from run to run.
+        notes = json.dumps({**self.options, "packed": self.packed}, sort_keys=True)
+        save_file(self.tensors, self.folder / f"rtn-{self.written:05d}.safetensors", {"rtn": notes})
+        self.tensors, self.packed = {}, {}
 
 
 def _restored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -148,8 +152,9 @@ def _restored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
 
     for path in files:
         with safe_open(str(path), framework="pt") as file:
-            notes = file.metadata()
-            options = Options(**json.loads(notes["rtn"]))
+            notes = json.loads(file.metadata()["rtn"])
+            packed = notes.pop("packed")
+            options = Options(**notes)
             names = set(file.keys())
             for name in sorted(names):
                 stem, _, part = name.rpartition(".")
@@ -157,7 +162,7 @@ def _restored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
                     yield name, file.get_tensor(name)
                 elif part == "qweight":
                     parts = {p: file.get_tensor(f"{stem}.{p}") for p in PARTS if f"{stem}.{p}" in names}
-                    yield f"{stem}.weight", dequantize(parts, options, notes[f"{stem}.weight"])
+                    yield f"{stem}.weight", dequantize(parts, options, packed[f"{stem}.weight"])
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -200,13 +205,13 @@ def _quantize_rows(weight: torch.Tensor, options: Options, group_size: int) -> d
     return parts if options.symmetric else {**parts, "zeros": pack(zeros.squeeze(-1), options.bits)}
 
 
-def dequantize(parts: dict[str, torch.Tensor], options: Options, note: str) -> torch.Tensor:
-    """Parts in the file -> weight [out, in]; ``note`` is ``"IN DTYPE"`` of the original."""
+def dequantize(parts: dict[str, torch.Tensor], options: Options, note: Note) -> torch.Tensor:
+    """Parts in the file -> weight [out, in]; ``note`` is in_features and dtype of the original."""
     import torch
 
-    width, dtype = note.split()
+    width, dtype = note
     scales = parts["scales"].float().unsqueeze(-1)
-    codes = unpack(parts["qweight"], options.bits, int(width)).float().reshape(*scales.shape[:2], -1)
+    codes = unpack(parts["qweight"], options.bits, width).float().reshape(*scales.shape[:2], -1)
     zeros: torch.Tensor | float = 2.0 ** (options.bits - 1)
     if not options.symmetric:
         zeros = unpack(parts["zeros"], options.bits, scales.shape[1]).unsqueeze(-1).float()

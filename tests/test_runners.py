@@ -111,7 +111,7 @@ def test_rounding_is_off_by_half_a_step_at_most(bits, symmetric, group, seed, si
     weight[2] = 0
     options = rtn.Options(bits=bits, group_size=group, symmetric=symmetric)
     parts = rtn.quantize(weight, options, group)
-    back = rtn.dequantize(parts, options, "24 float32")
+    back = rtn.dequantize(parts, options, (24, "float32"))
     step = parts["scales"].float().repeat_interleave(group, 1)
     # half a step, half a step more where the zero point was rounded, and the rounding of the scale to 16 bits
     limit = step * (0.5 if symmetric else 1.0) + weight.abs().amax() * 2**-10 + 1e-12
