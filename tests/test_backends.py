@@ -20,6 +20,7 @@ from tiny_model import make_case, write_calibration, write_model
 
 from runners import base
 from scorecard.spec import Case, to_json
+from scorecard.store import sha256_tree
 
 pytestmark = pytest.mark.backend
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +113,22 @@ def test_rtn(tmp_path, model, original, bits):
     found = load_fresh(case, compress(case, model, tmp_path / "out"))
     expected = with_weights(model, body)
     assert divergence(expected, found) < 1e-3 * divergence(original, found) + 1e-6
+
+
+@pytest.mark.parametrize(("runner", "options"), [("rtn", {"bits": 3, "group_size": 32}), ("bnb", {})])
+def test_the_same_bytes_every_time(tmp_path, model, runner, options):
+    """In another process: hash seeds differ there, and with them the order of anything unordered."""
+    case = make_case(runner, options)
+    once = sha256_tree(compress(case, model, tmp_path / "once"))
+    (tmp_path / "case.json").write_text(json.dumps(to_json(case)))
+    script = (
+        "import json, sys; from pathlib import Path; from runners import base; from scorecard.spec import *\n"
+        "case = from_json(Case, json.loads(Path(sys.argv[1], 'case.json').read_text()))\n"
+        "output = Path(sys.argv[1], 'again'); output.mkdir()\n"
+        "base.get(case.config.runner)(case, Path(sys.argv[2]), output).compress()"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(model)], cwd=ROOT, check=True)
+    assert sha256_tree(tmp_path / "again") == once
 
 
 # -- bitsandbytes: against the model that the library quantizes while loading, never saved ---------
