@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import setuptools  # noqa: F401 - before a test imports the standard library's distutils: it takes its place
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
