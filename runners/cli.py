@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from scorecard import results
 from scorecard.errors import EXIT_FAILED, EXIT_USAGE, ScorecardError, SpecError, nearest
 from scorecard.run import BENCH_STAGES, Run, add_options, check_options, from_arguments
 from scorecard.spec import Case, ConfigSpec, Record, Stage
+from scorecard.store import now
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     finally:
         if run:
             run.close()
@@ -109,9 +114,10 @@ def _parse(option: str) -> tuple[str, Any]:
 
 
 def _work(run: Run, case: Case, stages: Sequence[Stage]) -> int:
+    begun = now()
     run.submit((case, stage) for stage in stages)
     for stage in stages:
-        record = _say(run.bench.record(case, stage))
+        record = _say(run.bench.record(case, stage), begun)
         if record.status != "ok":  # what the others would say is not worth waiting for
             return EXIT_FAILED if record.status == "failed" else EXIT_USAGE
     run.wait()
@@ -119,8 +125,9 @@ def _work(run: Run, case: Case, stages: Sequence[Stage]) -> int:
     return 0
 
 
-def _say(record: Record) -> Record:
-    print(f"{record.stage:<9} {record.status:<8} {record.seconds:7.1f} s  {record.reason or ''}".rstrip())
+def _say(record: Record, begun: str) -> Record:
+    note = record.reason or ("" if record.started_at >= begun else "(from the store)")
+    print(f"{record.stage:<9} {record.status:<8} {record.seconds:7.1f} s  {note}".rstrip())
     if record.status == "failed":
         print(*record.log_tail, sep="\n", file=sys.stderr)
     return record
