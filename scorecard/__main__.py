@@ -17,9 +17,9 @@ if __name__ == "__main__":
 from runners import base
 from scorecard import document, isolation, machine, results
 from scorecard.errors import EXIT_USAGE, RunnerUnavailable, ScorecardError
+from scorecard.perform import NOT_RUN
 from scorecard.run import BENCH_STAGES, Run, add_options, from_arguments
 from scorecard.spec import Case, Record
-from scorecard.stages import NOT_RUN
 
 
 def parser() -> argparse.ArgumentParser:

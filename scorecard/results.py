@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scorecard import machine, score
+from scorecard.perform import NOT_RUN
 from scorecard.records import CaseRecords
 from scorecard.report import csv_report, json_report, markdown, terminal
 from scorecard.row import Table
 from scorecard.run import Run
 from scorecard.spec import Case, Record, Stage
-from scorecard.stages import NOT_RUN
 
 FORMATS: Mapping[str, Callable[[Table], str]] = {
     "text": terminal.render,

@@ -16,8 +16,9 @@ from typing import Any
 from runners import base
 from scorecard import load, machine, sources
 from scorecard.errors import SpecError, nearest
+from scorecard.perform import Settings
 from scorecard.spec import Case, Record, Stage
-from scorecard.stages import Bench, Settings, default_jobs
+from scorecard.stages import Bench, default_jobs
 from scorecard.store import Store
 
 BENCH_STAGES: tuple[Stage, ...] = ("compress", "audit", "evaluate", "measure")

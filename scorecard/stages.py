@@ -7,48 +7,23 @@ fetch ──▶ compress ──▶ audit
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from runners import base
 from scorecard import keys, machine, sources
 from scorecard.errors import RunnerUnavailable, ScorecardError
 from scorecard.executor import ProcessExecutor
 from scorecard.graph import Graph
-from scorecard.request import OUTCOME, REQUEST, Outcome, Request
-from scorecard.spec import Case, EvalSpec, Limit, ModelSpec, Record, Stage, to_json
+from scorecard.perform import NOT_RUN, Executor, Performer, Settings
+from scorecard.spec import Case, EvalSpec, ModelSpec, Record, Stage
 from scorecard.store import Store, now, stage_key
 
-BASELINE = "baseline"
 REFERENCE = "reference.safetensors"
-NOT_RUN = "not run yet"
-
-
-class Executor(Protocol):
-    def run(self, request: Request) -> Outcome: ...
-    def close(self) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a run goes about its work; nothing here changes a result.
-
-    ``build=False`` reports only what the store has; ``rerun`` computes again what it has.
-    """
-
-    models_dir: Path
-    jobs: int = 1
-    threads: int = 1
-    offline: bool = False
-    build: bool = True
-    rerun: bool = False
 
 
 def default_jobs(model_bytes: int) -> int:
@@ -60,8 +35,8 @@ def default_jobs(model_bytes: int) -> int:
 
 
 class Bench:
-    """Runs stages of cases. Every method is safe to call from several threads and never raises for a failed
-    stage: a stage that did not work out is a Record whose status says so."""
+    """Runs stages of cases; ask it from one thread. A stage that did not work out raises nothing: it is a
+    Record whose status says so."""
 
     def __init__(
         self,
@@ -71,7 +46,8 @@ class Bench:
         executor: Executor | None = None,
     ) -> None:
         self.store, self.baseline_of, self.settings = store, baseline_of, settings
-        self.executor: Executor = executor or ProcessExecutor()
+        self._performer = Performer(store, settings, executor or ProcessExecutor())
+        self._perform = self._performer.record
         self._graph = Graph(settings.jobs)
 
     def submit(self, wanted: Iterable[tuple[Case, Stage]]) -> None:
@@ -95,7 +71,7 @@ class Bench:
 
     def close(self) -> None:
         """Stop: nothing queued is started, workers are ended with all their processes."""
-        self._graph.close(self.executor.close)
+        self._graph.close(self._performer.close)
 
     # -- the graph ---------------------------------------------------------------------------------------
 
@@ -114,7 +90,7 @@ class Bench:
         return self._graph.once(
             f"prepare {stage_key(inputs)}",
             lambda: self._graph.after(
-                [], lambda: self._stage("prepare", ", ".join(spec.tasks), inputs, request)
+                [], lambda: self._perform("prepare", ", ".join(spec.tasks), inputs, request)
             ),
         )
 
@@ -132,7 +108,7 @@ class Bench:
                 return _not_done("compress", case, "skipped", str(error))
             except ScorecardError as error:
                 return _not_done("compress", case, "failed", str(error))
-            return self._stage("compress", case.id, inputs, {"case": case, "model_dir": str(fetched.path)})
+            return self._perform("compress", case.id, inputs, {"case": case, "model_dir": str(fetched.path)})
 
         return self._graph.after([model], run)
 
@@ -148,7 +124,7 @@ class Bench:
                 "model_dir": str(model.result().path),
                 "artifact": self._artifact(parent),
             }
-            return self._stage("audit", case.id, keys.audit(parent.key), request)
+            return self._perform("audit", case.id, keys.audit(parent.key), request)
 
         return self._graph.after([model, compressed], run)
 
@@ -174,7 +150,7 @@ class Bench:
                 "reference": reference and str(self.store.path(reference.key) / REFERENCE),
                 "writes_reference": not refers and case.evaluation.heldout is not None,
             }
-            return self._stage("evaluate", case.id, inputs, request)
+            return self._perform("evaluate", case.id, inputs, request)
 
         return self._graph.after(needs, run)
 
@@ -200,12 +176,10 @@ class Bench:
                 "threads": case.measure.threads or machine.cores(),
             }
             with self._alone():
-                return self._stage("measure", case.id, inputs, request)
+                return self._perform("measure", case.id, inputs, request)
 
         barrier = self._graph.all() if self.settings.build else []
         return self._graph.after([*needs, *barrier], run)
-
-    # -- one stage -----------------------------------------------------------------------------------------
 
     def _alone(self) -> AbstractContextManager[None]:
         """Timings of several runs on one machine wait for each other."""
@@ -221,69 +195,6 @@ class Bench:
         )
         places = [self.store.root, self.settings.models_dir, fetched.path, fetched.origin]
         return tuple(str(p) for p in [*places, *sorted(Path(hub).glob("models--*"))] if p)
-
-    def _stage(
-        self, stage: Stage, name: str, inputs: Mapping[str, Any], request: Mapping[str, Any]
-    ) -> Record:
-        """The record of one stage: found in the store, or made by a worker and published."""
-        key = stage_key(inputs)
-        found = None if self.settings.rerun else self.store.get(key)
-        if found:
-            return self._reuse(found, name)
-        if not self.settings.build:
-            missing = Record(stage, key, name, "skipped", inputs, now(), 0.0, reason=NOT_RUN)
-            return self.store.failure(key) or missing
-        with self.store.lock(key):
-            found = None if self.settings.rerun else self.store.get(key)
-            return self._reuse(found, name) if found else self._work(stage, key, name, inputs, request)
-
-    def _reuse(self, record: Record, name: str) -> Record:
-        if self.settings.build:
-            self.store.event("reused", stage=record.stage, case=name, key=record.key)
-        return dataclasses.replace(record, case=name)
-
-    def _work(
-        self, stage: Stage, key: str, name: str, inputs: Mapping[str, Any], fields: Mapping[str, Any]
-    ) -> Record:
-        case: Case | None = fields.get("case")
-        settings = {
-            "evaluation": case.evaluation if case else None,
-            "limit": case.limits.get(stage, Limit()) if case else Limit(),
-            "threads": self.settings.threads,
-            "offline": self.settings.offline,
-        }
-        begin, started_at = time.monotonic(), now()
-        self.store.event("started", stage=stage, case=name, key=key)
-        with self.store.partial(key) as folder:
-            outcome = self.executor.run(Request(stage, str(folder), **{**settings, **fields}))
-            record = Record(
-                stage=stage,
-                key=key,
-                case=name,
-                status=outcome.status,
-                inputs=to_json(inputs),
-                started_at=started_at,
-                seconds=time.monotonic() - begin,
-                result=outcome.result,
-                reason=outcome.reason,
-                log_tail=outcome.log_tail,
-                machine=machine.describe(),
-                packages=inputs.get("packages", {}),
-            )
-            record = self._keep(folder, record)
-        self.store.event(record.status, stage=stage, case=name, key=key, seconds=record.seconds)
-        return record
-
-    def _keep(self, folder: Path, record: Record) -> Record:
-        if record.status != "ok":
-            if not self._graph.closed:
-                self.store.fail(record)
-            return record
-        for name in (REQUEST, OUTCOME):
-            (folder / name).unlink(missing_ok=True)
-        if self.settings.rerun:
-            shutil.rmtree(self.store.path(record.key), ignore_errors=True)
-        return self.store.publish(folder, record)
 
 
 def _not_done(stage: Stage, case: Case, status: Any, reason: str) -> Record:

@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from scorecard import keys, load
+from scorecard.perform import NOT_RUN, Settings
 from scorecard.spec import Case, Limit, Record
-from scorecard.stages import NOT_RUN, Bench, Settings
+from scorecard.stages import Bench
 from scorecard.store import Store, stage_key
 
 

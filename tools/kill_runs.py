@@ -30,13 +30,13 @@ models:
     version: 1
     source: embedded:tiny-llama
     tasks: [tiny_pairs, tiny_text]
-    configs: [baseline, rtn-w4-g128, rtn-w2-g128]
+    configs: [baseline, rtn-w2-g128]
 configs:
   baseline: {runner: baseline}
-  rtn-w4-g128: {runner: rtn, bits: 4, group_size: 128}
   rtn-w2-g128: {runner: rtn, bits: 2, group_size: 128}
 defaults:
   evaluation: {limit: 40, heldout: "embedded:heldout", heldout_documents: 8}
+  measure: {threads: 1, repeats: 2}
 """
 VARIABLE = ("seconds", "started_at", "load_average", "log_tail", "machine", "isolation")
 
