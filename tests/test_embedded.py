@@ -248,6 +248,7 @@ def _product(shape: tuple[int, ...]) -> int:
     return result
 
 
+@pytest.mark.backend
 def test_training_is_deterministic_and_learns() -> None:
     import torch
     import train

@@ -21,6 +21,8 @@ from scorecard.errors import DataUnavailable, ScorecardError, SpecError
 from scorecard.evaluate import evaluate, mean_accuracy, resolve
 from scorecard.spec import EvalSpec, from_json
 
+pytestmark = pytest.mark.backend
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data"
 

@@ -19,6 +19,8 @@ from scorecard.heldout import Heldout, heldout
 from scorecard.reference import Document, Reference, ReferenceWriter
 from scorecard.spec import EvalSpec
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

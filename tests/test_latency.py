@@ -20,6 +20,8 @@ from scorecard.latency import measure
 from scorecard.spec import MeasureSpec
 from scorecard.timing import PREFILLS, Timed, draw_prompt, percentiles, run_round, time_interleaved
 
+pytestmark = pytest.mark.backend
+
 torch = pytest.importorskip("torch")
 SPEC = MeasureSpec(batch_size=2, prompt_tokens=7, decode_tokens=3, warmup=1, repeats=4)
 

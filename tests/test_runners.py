@@ -456,6 +456,7 @@ def test_the_example_in_the_page_is_the_tested_file():
     assert f"```python\n{example}```" in page
 
 
+@pytest.mark.backend
 def test_a_file_in_runners_is_all_that_a_backend_needs(tmp_path, model):
     for name in ("runners", "scorecard"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
