@@ -48,6 +48,7 @@ def summarise(run: Run, cases: Sequence[Case], *, write: bool = True) -> Summary
     table = score.table(
         [_case_records(run, case, records[case.id]) for case in wanted],
         lossless_bytes=_lossless_bytes(wanted, records),
+        ranking=run.options.ranking,
         machine=machine.describe(),
     )
     return Summary(table, _write(run.options.results_dir, table) if write else ())

@@ -17,6 +17,7 @@ from runners import base
 from scorecard import load, machine, sources
 from scorecard.errors import SpecError, nearest
 from scorecard.perform import Settings
+from scorecard.row import DEFAULT_RANKING, SCORES
 from scorecard.spec import Case, Record, Stage
 from scorecard.stages import Bench, default_jobs
 from scorecard.store import Store
@@ -36,6 +37,7 @@ class Options:
     offline: bool = False
     build: bool = True
     rerun: bool = False
+    ranking: str = DEFAULT_RANKING
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -53,6 +55,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--num-fewshot", type=int, metavar="N", help="examples in the prompt of every task")
     add("--limit", type=int, metavar="N", help="documents per task (for a quick look: not comparable)")
     add("--batch-size", type=int, metavar="N", help="evaluation batch size")
+    add("--ranking", choices=list(SCORES), default=DEFAULT_RANKING, help="rank by [%(default)s]")
     add("--apply-chat-template", action="store_true", help="prompts through the tokenizer's chat template")
 
 
@@ -81,6 +84,7 @@ def from_arguments(given: Callable[[str], Any]) -> Options:
         offline=bool(given("offline")),
         build=not given("no_build"),
         rerun=bool(given("rerun")),
+        ranking=given("ranking"),
         evaluation={name: value for name, value in evaluation.items() if value is not None},
     )
 

@@ -76,6 +76,13 @@ def test_list_and_report_show_what_the_store_has(tmp_path: Path) -> None:
     assert rows["w4"]["size_bytes"] > 0
 
 
+def test_the_ranking_can_be_chosen(tmp_path: Path) -> None:
+    bench_files.write_suite(tmp_path, {"w4": {}})
+    code, out, err = call(tmp_path, "--ranking=raw", program=("-m", "scorecard", "report"))
+    assert (code, err) == (0, "")
+    assert "Ranked by raw: mean accuracy per GiB" in out
+
+
 def test_doctor_names_every_backend(tmp_path: Path) -> None:
     bench_files.write_suite(tmp_path, {"w4": {}})
     code, out, err = call(tmp_path, program=("-m", "scorecard", "doctor"))
