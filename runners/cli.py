@@ -67,11 +67,14 @@ def select(run: Run, executor: str, model: str | None, config: str | None, optio
     """The case that the command line names. Raises SpecError naming the nearest valid model or config."""
     base.get(executor)
     runner = base.ALIASES.get(executor, executor)
+    if runner != executor:
+        print(f"--executor: '{executor}' is no longer maintained; '{runner}', its successor, does the work")
     models = {case.model.id: case for case in run.cases}
     if model is not None and model not in models:
         raise SpecError(f"--model: there is no model '{model}'; {nearest(model, models)}")
     some = models[model] if model else run.cases[0]
-    mine = {c.config.name: c for c in run.cases if c.model.id == some.model.id and c.config.runner == runner}
+    names = (runner, executor)
+    mine = {c.config.name: c for c in run.cases if c.model.id == some.model.id and c.config.runner in names}
     if config is not None and config not in mine:
         raise SpecError(
             f"--config: {some.model.id} has no config '{config}' of '{runner}'; {_hint(config, mine)}"

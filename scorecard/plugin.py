@@ -80,6 +80,9 @@ class BenchSession:
         self.seen: dict[str, Case] = {}
         self.summary: results.Summary | None = None
 
+    def pytest_report_header(self) -> list[str]:
+        return self.run.notices()
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if metafunc.definition.path == BENCH_FILE and "case" in metafunc.fixturenames:
             metafunc.parametrize("case", self.run.cases, ids=lambda case: case.id, scope="module")

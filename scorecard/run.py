@@ -104,6 +104,15 @@ class Run:
             check_options(case, options.models_yaml.name)
         self.cases = [place_options(case, options.models_yaml.parent) for case in self.suite.cases]
 
+    def notices(self) -> list[str]:
+        """What a user should know before the run, a line each."""
+        names = dict.fromkeys(case.config.runner for case in self.cases)
+        return [
+            f"runner '{n}' is no longer maintained; '{base.ALIASES[n]}', its successor, does the work"
+            for n in names
+            if n in base.ALIASES
+        ]
+
     def baseline_of(self, case: Case) -> Case:
         return self.suite.baseline_of(case)
 

@@ -119,6 +119,13 @@ def test_the_projects_own_tests_do_not_need_a_models_yaml(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_old_name_of_a_runner_works_and_says_so(tmp_path: Path) -> None:
+    bench_files.write_suite(tmp_path, {"old": {"runner": "auto-gptq", "bits": 4}})
+    done = bench_files.run_pytest(tmp_path, "--no-build", "-k", "old")
+    assert done.returncode == 0, done.stdout
+    assert "runner 'auto-gptq' is no longer maintained; 'gptq', its successor, does the work" in done.stdout
+
+
 def test_no_build_computes_nothing(tmp_path: Path) -> None:
     bench_files.write_suite(tmp_path, {"w4": {}})
     done = bench_files.run_pytest(tmp_path, "--no-build")
