@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     has_compiler = bool(shutil.which("g++"))
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
-    add("--tokens", type=float, default=12e6, help="tokens to train on [%(default)g]")
+    add("--tokens", type=float, default=20e6, help="tokens to train on [%(default)g]")
     add("--minutes", type=float, default=30, help="end, with a full schedule, by then [%(default)g]")
     add("--threads", type=int, help="[all cores]")
     add("--compile", action=argparse.BooleanOptionalAction, default=has_compiler, help="[if g++ is found]")
