@@ -201,6 +201,28 @@ def test_a_key_changes_with_whatever_changes_the_result(runs: Any, monkeypatch: 
     assert len(different) == 6
 
 
+def test_the_key_of_a_score_changes_with_settings_data_and_reference(runs: Any, tmp_path: Path) -> None:
+    from runners.fake import Runner
+
+    case = runs({"w4": {}}).cases["w4"]
+    tasks = {"tasks": {"t": {"version": 1, "documents_sha256": "a"}}}
+    text = tmp_path / "heldout.txt"
+
+    def key(parent: str = "p", tasks: Any = tasks, reference: str | None = "r", **settings: Any) -> str:
+        spec = dataclasses.replace(case.evaluation, **settings)
+        changed = dataclasses.replace(case, evaluation=spec)
+        return stage_key(keys.evaluate(changed, Runner, parent, tasks, reference))
+
+    text.write_text("one")
+    made = [key(), key(parent="q"), key(reference=None), key(limit=7), key(num_fewshot=3), key(seed=1)]
+    made += [key(batch_size=1), key(dtype="float32"), key(apply_chat_template=True), key(heldout=str(text))]
+    made.append(key(tasks={"tasks": {"t": {"version": 1, "documents_sha256": "b"}}}))
+    text.write_text("two")
+    made.append(key(heldout=str(text)))
+    assert len(set(made)) == len(made)
+    assert key(tasks=tasks) == key(), "equal inputs have equal keys"
+
+
 def _calibration(case: Case, text: str) -> Any:
     from scorecard.spec import CalibrationSpec
 
