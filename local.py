@@ -48,10 +48,6 @@ FORWARDED = [
 # fmt: on
 MEND_VENV = "on Debian and Ubuntu 'apt-get install python3-venv'; else take another Python 3.11+"
 MEND_PIP = "look at the network and pip's settings ('pip config list'), then run the same command again"
-MEND_BUILD = (
-    "to have them 'apt-get install g++ python3-dev libpcre2-dev', remove .venv, and run the command again"
-)
-FAILED_BUILD = re.compile("subprocess-exited-with-error|failed (to )?build", re.IGNORECASE)
 
 
 class LocalError(Exception):
@@ -247,34 +243,28 @@ def make_anew(lock: IO[str]) -> None:
 
 
 def install(lines: Sequence[str], lock: IO[str]) -> None:
-    """Install the lock; where there is no compiler, without what needs one."""
-    mark = "# builds from source"
-    from_source = [line.split("=")[0] for line in lines if line.endswith(mark)]
-    if not from_source or any(map(shutil.which, ("cc", "gcc", "clang"))):
-        try:
-            return install_file(ROOT / "requirements.lock", lock)
-        except LocalError as error:
-            if not (from_source and FAILED_BUILD.search(error.output)):
-                raise
-    say(f"cannot build {', '.join(from_source)}: their backends will be skipped; {MEND_BUILD}")
-    rest = VENV / "requirements.lock"
-    rest.write_text("\n".join(line for line in lines if not line.endswith(mark)))
-    return install_file(rest, lock)
+    """Install the lock with uv, about three times as fast, else with pip.
 
-
-def install_file(file: Path, lock: IO[str]) -> None:
-    """Install what ``file`` names, with uv where there is one (about three times as fast), else with pip."""
-    what = (
-        f"installing the {sum(line[:1].isalnum() for line in file.open())} distributions of requirements.lock"
-    )
-    uv = shutil.which("uv")
-    if uv:
-        command = [uv, "pip", "install", "--quiet", "--python", str(PYTHON), "-r", str(file)]
-        try:
+    A uv that is not there yet comes first, from its own line of the lock. What it has unpacked it links, so
+    that the backends' environments, which hold the same torch, cost neither time nor disk.
+    """
+    what = f"installing the {sum(line[:1].isalnum() for line in lines)} distributions of requirements.lock"
+    lock_file = ["-r", str(ROOT / "requirements.lock")]
+    pinned = [line for line in lines if line.startswith("uv==")]
+    try:
+        if not find_uv() and pinned:
+            step(f"installing {pinned[0]}", [*pip(), *pinned], "trying pip alone", lock)
+        uv = find_uv()
+        if uv:
+            command = [uv, "pip", "install", "--quiet", "--python", str(PYTHON), *lock_file]
             return step(f"{what} with uv", command, "trying pip", lock, uv_environment())
-        except LocalError as error:
-            say(f"{error}; uv said: {' '.join(error.output.split())[-200:]}")
-    return step(f"{what} with pip", [*pip(), "-r", str(file)], MEND_PIP, lock)
+    except LocalError as error:
+        say(f"{error}; it said: {' '.join(error.output.split())[-200:]}")
+    return step(f"{what} with pip", [*pip(), *lock_file], MEND_PIP, lock)
+
+
+def find_uv() -> str | None:
+    return shutil.which("uv") or shutil.which("uv", path=str(VENV / "bin"))
 
 
 def pip() -> list[str]:
@@ -353,6 +343,9 @@ def mounts(options: argparse.Namespace) -> list[tuple[Path, str]]:
     places.append((options.models_dir or home / ".scorecard-models", "/cache/models"))
     places.append((Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface"), "/cache/huggingface"))
     places.append((Path(os.environ.get("PIP_CACHE_DIR") or home / ".cache" / "pip"), "/cache/pip"))
+    # The backends' environments; their keys tell those of the container from those of the host.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "scorecard" / "environments"
+    places.append((Path(os.environ.get("SCORECARD_ENVIRONMENTS_DIR") or cache), "/cache/environments"))
     return places
 
 
@@ -367,6 +360,7 @@ def docker_command(options: argparse.Namespace, name: str, command: Sequence[str
         run += ["--volume", f"{here}:{there}"]
     env = {"HOME": "/tmp", "HF_HOME": "/cache/huggingface", "PIP_CACHE_DIR": "/cache/pip"}
     env["SCORECARD_MODELS_DIR"] = "/cache/models"
+    env["SCORECARD_ENVIRONMENTS_DIR"] = "/cache/environments"
     if options.models_yaml:
         run += ["--volume", f"{options.models_yaml}:/cache/models.yaml:ro"]
         env["SCORECARD_MODELS_YAML"] = "/cache/models.yaml"

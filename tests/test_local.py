@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -361,22 +362,6 @@ def test_a_failing_install_shows_what_pip_said_and_is_tried_again(checkout: Chec
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("compiler", [True, False])
-def test_what_cannot_be_built_is_left_out(checkout: Checkout, compiler: bool) -> None:
-    if compiler:
-        checkout.tool("cc")
-    broken = checkout.root.parent / "broken"
-    broken.mkdir()
-    (broken / "pyproject.toml").write_text(PYPROJECT)
-    (broken / "backend.py").write_text("raise SystemExit('no headers here')\n")
-    (checkout.root / "requirements.lock").write_text(f"broken@{broken.as_uri()}  # builds from source\n")
-    done = checkout.python("import small; print(small.ANSWER)")
-    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
-    assert "cannot build broken" in done.stderr
-    assert ("failed after" in done.stderr) is compiler, "without a compiler it is not even tried"
-    assert checkout.python("pass").stderr == ""
-
-
 def test_uv_is_used_where_it_is_with_pips_places(checkout: Checkout) -> None:
     calls_of_uv = checkout.tool("uv", "0 if os.environ['UV_FIND_LINKS'] == '/a,/b' else 9")
     checkout.env["PIP_FIND_LINKS"] = "/a /b"
@@ -385,6 +370,27 @@ def test_uv_is_used_where_it_is_with_pips_places(checkout: Checkout) -> None:
     assert "with uv" in done.stderr
     assert "with pip" not in done.stderr
     assert calls(calls_of_uv)[0][:2] == ["pip", "install"]
+
+
+def test_uv_comes_from_its_line_of_the_lock(checkout: Checkout) -> None:
+    """A small uv of that name is all that the lock holds: it is installed first, then asked for the rest."""
+    wheel = checkout.root.parent / "uv-1-py3-none-any.whl"
+    said = checkout.root.parent / "uv.said"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        script = zipfile.ZipInfo("uv-1.data/scripts/uv")
+        script.external_attr = 0o100755 << 16
+        archive.writestr(script, f"#!/bin/sh\necho \"$@\" > '{said}'\n")
+        archive.writestr("uv-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: uv\nVersion: 1\n")
+        archive.writestr(
+            "uv-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("uv-1.dist-info/RECORD", "")
+    (checkout.root / "requirements.lock").write_text("uv==1\n")
+    checkout.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent)}
+    done = checkout.python("print(1)")
+    assert done.stdout == "1\n", done.stderr
+    assert "distributions of requirements.lock with uv" in done.stderr
+    assert "pip install" in said.read_text()
 
 
 def test_where_uv_fails_pip_does_it(checkout: Checkout) -> None:
