@@ -41,7 +41,11 @@ def section(name: str) -> str:
     facts = [
         f"Needs: {', '.join(f'`{r}`' for r in runner.requires) or 'nothing beside the core'}.",
         *([f"Also called: {', '.join(aliases)}."] if aliases else []),
-        *(["Reads the calibration text (`calibration:` in models.yaml)."] if runner.calibrates else []),
+        *(
+            ["Reads the calibration text (`calibration:` in models.yaml)."]
+            if runner.calibrates is not base.BaseRunner.calibrates
+            else []
+        ),
     ]
     parts = [f"## {name}", inspect.getdoc(runner) or "", " ".join(facts), _table(runner.Options)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -5,32 +5,47 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runners._calibration import token_lists
-from runners._hf import copy_side_files, device, is_tied, linear_shapes, load_tokenizer
-from scorecard.errors import SpecError
+from runners._hf import copy_side_files, device, load_tokenizer
+from runners._shapes import Size, check_group_size, check_multiples
+from scorecard.errors import SpecError, nearest
 from scorecard.spec import Case
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+ENVIRONMENT = "gptqmodel"
 VERSION = "gptqmodel==7.6.0"
 FEATURE_MULTIPLE = 32  # both sides of a Linear: codes are packed into 32-bit words
-AWQ_OUT_MULTIPLE = 64  # its search for clipping works on 64 rows at a time
-ENVIRONMENT = {
+VARIABLES = {
     "GPTQMODEL_CPU_WORKERS": "2",  # with the one that a 2-core machine gets, its model loader does not start
     "GPTQMODEL_DISABLE_PACK_EXT": "1",  # same bytes without compiling C++ for 40 s on first use
     "TERM": "dumb",  # a log is no terminal: no progress bars
 }
+SEED = 0
+
+Dynamic = Mapping[str, Mapping[str, Any]] | None
+# What a layer may have of its own: our name -> the library's.
+OVERRIDES = {
+    name: name for name in ("bits", "group_size", "desc_act", "static_groups", "damp_percent", "mse")
+}
+OVERRIDES |= {"symmetric": "sym", "act_group_aware": "act_group_aware"}
+DYNAMIC_DOC = (
+    "options of single layers: regular expression, matched from the start of a layer's name, -> some of "
+    f"{', '.join(OVERRIDES)}; '-:' before it leaves the layers as they are (write {{}} for the options)"
+)
 
 
 def library() -> Any:
     """The ``gptqmodel`` package, imported with its settings for this machine and only warnings logged."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in VARIABLES.items():
         os.environ[name] = value
     import gptqmodel
     from gptqmodel.utils.logger import setup_logger
@@ -39,42 +54,117 @@ def library() -> Any:
     return gptqmodel
 
 
+# -- checks of options -----------------------------------------------------------------------------
+
+
+def check_numbers(options: Any) -> None:
+    """Raises ValueError for a number out of its range, of those options that there are."""
+    for name in ("damp_percent", "fallback_threshold"):
+        share = getattr(options, name, None)
+        limit = 1 if name == "damp_percent" else 100
+        if share is not None and not 0 <= share < limit:
+            raise ValueError(f"{name}: {share} is out of range; write a number from 0 to less than {limit}")
+    for name in ("samples", "batch_size"):
+        count = getattr(options, name, None)
+        if count is not None and count < 1:
+            raise ValueError(f"{name}: {count} is less than 1; write a number of sequences")
+
+
+def check_dynamic(dynamic: Dynamic) -> None:
+    """Raises ValueError for a pattern that is no regular expression or an option that no layer has."""
+    for pattern, options in (dynamic or {}).items():
+        try:
+            re.compile(_expression(pattern))
+        except re.error as error:
+            raise ValueError(f"dynamic: '{pattern}' is no regular expression ({error}); mend it") from None
+        if not isinstance(options, Mapping):
+            raise ValueError(f"dynamic: '{pattern}' has no options; write {{}} or {{bits: 8}}")
+        if pattern.startswith("-:") == bool(options):
+            raise ValueError(f"dynamic: '{pattern}' has {dict(options)}; write options, or '-:' and {{}}")
+        for name in options:
+            if name not in OVERRIDES:
+                raise ValueError(f"dynamic: '{pattern}' has an unknown '{name}'; {nearest(name, OVERRIDES)}")
+
+
+def translated(dynamic: Dynamic) -> dict[str, dict[str, Any]]:
+    """``dynamic`` with the library's names."""
+    return {
+        pattern: {OVERRIDES[name]: value for name, value in options.items()}
+        for pattern, options in (dynamic or {}).items()
+    }
+
+
 def check_shapes(
-    case: Case, model_dir: Path, group_size: int, *, lm_head: bool, out_multiple: int = FEATURE_MULTIPLE
+    case: Case,
+    layers: Mapping[str, Size],
+    group_size: int,
+    dynamic: Dynamic = None,
+    *,
+    out_multiple: int = FEATURE_MULTIPLE,
 ) -> None:
-    """Raises SpecError, before any work, naming the first layer that cannot be packed.
+    """Raises SpecError naming the first layer that cannot be packed, or a pattern that no layer matches.
 
     The library itself ends the whole process when one of its threads fails on such a layer.
     """
-    where = f"configs.{case.config.name}"
-    if lm_head and is_tied(model_dir, case):
-        raise SpecError(f"{where}.lm_head: tied to the embeddings of this model; write lm_head: false")
-    for name, (out, width) in linear_shapes(model_dir, case, lm_head=lm_head).items():
-        if group_size != -1 and (group_size < 1 or width % group_size):
+    for pattern in dynamic or {}:
+        if not any(re.match(_expression(pattern), name) for name in layers):
+            where = f"configs.{case.config.name}.dynamic"
+            some = next(iter(layers))
             raise SpecError(
-                f"{where}.group_size: {group_size} does not divide the {width} input features of {name}; "
-                f"write a divisor of {width} or -1"
+                f"{where}: no layer matches '{pattern}'; write for example .*{some.rpartition('.')[2]}"
             )
-        if out % out_multiple or width % FEATURE_MULTIPLE:
-            raise SpecError(
-                f"{where}.runner: {name} is {out} x {width} (out x in), which GPTQModel cannot pack "
-                f"(multiples of {out_multiple} x {FEATURE_MULTIPLE}); write another runner, such as rtn"
-            )
+    for name, size in layers.items():
+        own = _override(dynamic, name)
+        if own is not None:
+            check_group_size(case, {name: size}, own.get("group_size", group_size))
+            multiples = (out_multiple, FEATURE_MULTIPLE)
+            check_multiples(case, {name: size}, multiples, "GPTQModel", "write another runner, such as rtn")
+
+
+def _override(dynamic: Dynamic, name: str) -> Mapping[str, Any] | None:
+    """Options of the layer's own, ``None`` for one that is left alone; such patterns come first."""
+    patterns = sorted(dynamic or {}, key=lambda pattern: not pattern.startswith("-:"))
+    found = next((p for p in patterns if re.match(_expression(p), name)), None)
+    if found is None:
+        return {}
+    return None if found.startswith("-:") else (dynamic or {})[found]
+
+
+def _expression(pattern: str) -> str:
+    return pattern[2:] if pattern[:2] in ("-:", "+:") else pattern
+
+
+# -- the work --------------------------------------------------------------------------------------
 
 
 def compress(
-    case: Case, model_dir: Path, output_model: Path, settings: Mapping[str, Any], *, samples: int | None
+    case: Case,
+    model_dir: Path,
+    output_model: Path,
+    settings: Mapping[str, Any],
+    options: Any,
+    *,
+    calibrates: bool = True,
 ) -> None:
-    """Quantize with ``QuantizeConfig(**settings)`` on the case's calibration text and save."""
-    sequences = token_lists(case.calibration, load_tokenizer(model_dir, case), samples)
+    """Quantize with ``QuantizeConfig(**settings)`` and save.
+
+    ``options`` has ``samples`` and ``batch_size``: of the case's calibration text, where it ``calibrates``.
+    """
+    calibration = None
+    if calibrates:
+        sequences = token_lists(case.calibration, load_tokenizer(model_dir, case), options.samples)
+        calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sequences]
     package = library()
+    import torch
+
+    torch.manual_seed(SEED)
     config = package.QuantizeConfig(offload_to_disk=False, **settings)
     trust = case.model.trust_remote_code
     output_model = output_model.resolve()
     model = package.GPTQModel.load(str(model_dir.resolve()), config, device=device(), trust_remote_code=trust)
-    calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in sequences]
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):  # it leaves a folder of logs
-        model.quantize(calibration, batch_size=8, backend=_backend(package, settings["method"]))
+        backend = _backend(package, settings["method"])
+        model.quantize(calibration, batch_size=options.batch_size, backend=backend)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints every file that it writes
         model.save(str(output_model))
     for name in ("quant_log.csv", "quantize_config.json"):  # a log, and a copy of what config.json says
@@ -99,6 +189,8 @@ def load(case: Case, output_model: Path, method: str, *, dequantize: bool) -> An
     ).model
     if dequantize:
         _unpack(model)
+    # lm-eval would read it as transformers' own GPTQ config, which refuses 5, 6 and 7 bits.
+    model.config.quantization_config = None
     return model.eval()
 
 
@@ -113,9 +205,23 @@ def _unpack(model: nn.Module) -> None:
     dtype = model.get_input_embeddings().weight.dtype  # type: ignore[operator]
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseQuantLinear):
-            weight = module.dequantize_weight().T.to(dtype).contiguous()
+            weight = _plain_weight(module).to(dtype).contiguous()
             linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             linear.weight = torch.nn.Parameter(weight, requires_grad=False)
             if module.bias is not None:
                 linear.bias = torch.nn.Parameter(module.bias.to(dtype), requires_grad=False)
             model.set_submodule(name, linear)
+
+
+def _plain_weight(module: Any) -> torch.Tensor:
+    """The weight [out, in] that a packed layer stands for."""
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    if hasattr(module, "dequantize_weight"):
+        weight: torch.Tensor = module.dequantize_weight().T
+    else:
+        parts = {
+            name: getattr(module, name) for name in ("qweight", "qzeros", "scales", "bits", "group_size")
+        }
+        weight = dequantize_gemm(**parts).T
+    return weight

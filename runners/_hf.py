@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from runners._old_transformers import is_old, readable
+from runners._shapes import Shapes, Size
 from scorecard.errors import SourceError
 from scorecard.spec import Case
 
@@ -50,9 +53,9 @@ def load_causal_lm(folder: Path, case: Case, **settings: Any) -> PreTrainedModel
     """
     from transformers import AutoModelForCausalLM
 
-    settings.setdefault("dtype", case.evaluation.dtype)
+    settings.setdefault("torch_dtype" if is_old() else "dtype", case.evaluation.dtype)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(folder),
+        str(readable(folder)),
         local_files_only=True,
         trust_remote_code=case.model.trust_remote_code,
         use_safetensors=None if case.model.allow_pickle else True,
@@ -67,7 +70,7 @@ def load_config(folder: Path, case: Case) -> Any:
     from transformers import AutoConfig
 
     trust = case.model.trust_remote_code
-    return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust)
+    return AutoConfig.from_pretrained(str(readable(folder)), local_files_only=True, trust_remote_code=trust)
 
 
 def load_tokenizer(folder: Path, case: Case) -> PreTrainedTokenizerBase:
@@ -76,7 +79,7 @@ def load_tokenizer(folder: Path, case: Case) -> PreTrainedTokenizerBase:
 
     trust = case.model.trust_remote_code
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=trust
+        str(readable(folder)), local_files_only=True, trust_remote_code=trust
     )
     return tokenizer
 
@@ -94,17 +97,39 @@ def empty_model(folder: Path, case: Case) -> PreTrainedModel:
     return model
 
 
-def linear_shapes(folder: Path, case: Case, *, lm_head: bool) -> dict[str, tuple[int, int]]:
-    """Name -> (out_features, in_features) of every Linear that weight compression touches."""
-    import torch
-
+def shapes(folder: Path, case: Case) -> Shapes:
+    """The layers of the model in ``folder`` that weight compression touches, without reading a weight."""
     model = empty_model(folder, case)
+    sizes = {name: size for name, module in model.named_modules() if (size := linear_size(module))}
     head = model.get_output_embeddings()
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and (lm_head or module is not head)
-    }
+    heads = {name for name, module in model.named_modules() if module is head}
+    return Shapes(
+        body={name: size for name, size in sizes.items() if name not in heads},
+        lm_head={name: size for name, size in sizes.items() if name in heads},
+        tied=is_tied(folder, case),
+    )
+
+
+def linear_size(module: torch.nn.Module) -> Size | None:
+    """(out_features, in_features) of a Linear or of GPT-2's Conv1D; ``None`` for any other module.
+
+    A Conv1D (``transformers.pytorch_utils``) is a Linear whose weight is stored as [in, out].
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, torch.nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[1]), int(module.weight.shape[0])
+    return None
+
+
+def stored_turned(model: PreTrainedModel) -> set[str]:
+    """Names of the weights of Conv1D layers, which are stored as [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
 
 def is_tied(folder: Path, case: Case) -> bool:
@@ -131,16 +156,19 @@ def model_from_state(folder: Path, case: Case, state: Mapping[str, torch.Tensor]
 
 
 def to_lm(model: Any, tokenizer: PreTrainedTokenizerBase, case: Case) -> LM:
-    """lm-eval's own Hugging Face LM around a model that is already in memory."""
+    """lm-eval's own Hugging Face LM around a model in memory; its twin where lm-eval is not installed."""
+    settings: dict[str, Any] = {
+        "batch_size": case.evaluation.batch_size,
+        "max_length": case.evaluation.max_length,
+        "add_bos_token": case.evaluation.add_bos_token,
+    }
+    if importlib.util.find_spec("lm_eval") is None:
+        from runners._plain_lm import PlainLM
+
+        return cast("LM", PlainLM(model, tokenizer, **settings))
     from lm_eval.models.huggingface import HFLM
 
-    lm: LM = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=case.evaluation.batch_size,
-        max_length=case.evaluation.max_length,
-        add_bos_token=case.evaluation.add_bos_token,
-    )
+    lm: LM = HFLM(pretrained=model, tokenizer=tokenizer, **settings)
     return lm
 
 

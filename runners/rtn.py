@@ -12,14 +12,17 @@ from runners._hf import (
     copy_side_files,
     empty_model,
     is_tied,
+    linear_size,
     load_tokenizer,
     model_from_state,
+    stored_turned,
     to_lm,
     weight_files,
 )
 from runners._packing import pack, unpack
+from runners._shapes import Shapes, check_group_size
 from runners.base import BaseRunner
-from scorecard.errors import ArtifactError, SpecError
+from scorecard.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
@@ -56,56 +59,51 @@ class Runner(BaseRunner):
     ``runners/_packing.py``), ``NAME.scales`` (float16 [out, groups]) and, if asymmetric, ``NAME.zeros``
     (packed like the codes, [out, ceil(groups / 8) * bits]). A weight is ``(code - zero) * scale``.
     The metadata key ``rtn`` is JSON: the options, and ``packed``: NAME.weight -> [in, dtype].
-    All other tensors are the original's. ``load`` turns the codes into plain weights.
+    All other tensors are the original's. ``load`` turns the codes into plain weights. A weight that the
+    original stores as [in, out] (GPT-2's Conv1D) is packed as [out, in] like any other.
 
     With tied embeddings there is one tensor: ``lm_head`` or ``embeddings`` packs it.
     """
 
     Options = Options
 
+    def check_shapes(self, shapes: Shapes) -> None:
+        # The embeddings are as wide as the head.
+        layers = shapes.layers(lm_head=self.options.lm_head or self.options.embeddings)
+        check_group_size(self.case, layers, self.options.group_size)
+
     def compress(self) -> None:
-        targets = self._targets()
-        group_sizes = {name: self._group_size(name, width) for name, width in targets.items()}
+        model = empty_model(self.model_dir, self.case)
+        targets, turned = self._targets(model), stored_turned(model)
         tied = is_tied(self.model_dir, self.case)
         shards = _Shards(self.output_model, asdict(self.options))
         for name, tensor in _tensors(weight_files(self.model_dir)):
             if tied and name == "lm_head.weight":
                 continue  # some folders hold the tied tensor twice
-            if name not in group_sizes:
+            if name not in targets:
                 shards.add({name: tensor})
                 continue
-            stem, parts = name.removesuffix("weight"), quantize(tensor, self.options, group_sizes[name])
-            note = (int(tensor.shape[1]), str(tensor.dtype).removeprefix("torch."))
+            weight = tensor.T if name in turned else tensor
+            width = int(weight.shape[1])
+            size = self.options.group_size if self.options.group_size > 0 else width
+            stem, parts = name.removesuffix("weight"), quantize(weight, self.options, size)
+            note = (width, str(tensor.dtype).removeprefix("torch."))
             shards.add({stem + part: value for part, value in parts.items()}, {name: note})
         shards.flush()
         copy_side_files(self.model_dir, self.output_model, self.case)
 
-    def _targets(self) -> dict[str, int]:
-        """Name -> in_features of every weight to pack."""
-        import torch
-
-        model = empty_model(self.model_dir, self.case)
+    def _targets(self, model: PreTrainedModel) -> set[str]:
+        """Name of every weight to pack."""
         head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
         tied = is_tied(self.model_dir, self.case)
         with_head = self.options.lm_head and not tied
         with_embeddings = self.options.embeddings or (self.options.lm_head and tied)
-        found = {}
+        found = set()
         for name, module in model.named_modules():
-            body = isinstance(module, torch.nn.Linear) and module is not head
+            body = linear_size(module) is not None and module is not head
             if body or (module is head and with_head) or (module is embeddings and with_embeddings):
-                found[f"{name}.weight"] = int(module.weight.shape[1])
+                found.add(f"{name}.weight")
         return found
-
-    def _group_size(self, name: str, width: int) -> int:
-        size: int = self.options.group_size
-        if size == -1:
-            return width
-        if size < 1 or width % size:
-            raise SpecError(
-                f"configs.{self.case.config.name}.group_size: {size} does not divide the {width} input "
-                f"features of {name}; write a divisor of {width} or -1"
-            )
-        return size
 
     def load(self) -> LM:
         tokenizer = load_tokenizer(self.output_model, self.case)
@@ -117,7 +115,9 @@ def load_model(runner: Runner) -> PreTrainedModel:
     files = sorted(runner.output_model.glob("rtn-*.safetensors"))
     if not files:
         raise ArtifactError(f"{runner.output_model}: no rtn-*.safetensors; compress again")
-    return model_from_state(runner.output_model, runner.case, dict(_restored(files)))
+    turned = stored_turned(empty_model(runner.output_model, runner.case))
+    weights = {name: w.T.contiguous() if name in turned else w for name, w in _restored(files)}
+    return model_from_state(runner.output_model, runner.case, weights)
 
 
 class _Shards:
@@ -158,7 +158,7 @@ def _restored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
             names = set(file.keys())
             for name in sorted(names):
                 stem, _, part = name.rpartition(".")
-                if f"{stem}.qweight" not in names:
+                if part not in PARTS or f"{stem}.qweight" not in names:  # a bias, or a layer left alone
                     yield name, file.get_tensor(name)
                 elif part == "qweight":
                     parts = {p: file.get_tensor(f"{stem}.{p}") for p in PARTS if f"{stem}.{p}" in names}

@@ -1,4 +1,4 @@
-"""``python -m scorecard {run,list,report,doctor,schema}``; each says more with ``--help``."""
+"""``python -m scorecard {run,list,report,doctor,env,schema}``; each says more with ``--help``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ if __name__ == "__main__":
 
     hand_over(["-m", "scorecard", *sys.argv[1:]])
 
-from runners import base
-from scorecard import document, isolation, machine, results
-from scorecard.errors import EXIT_USAGE, RunnerUnavailable, ScorecardError
+from scorecard import doctor, document, env_command, machine, results
+from scorecard.errors import EXIT_USAGE, ScorecardError
 from scorecard.perform import NOT_RUN
 from scorecard.run import BENCH_STAGES, Run, add_options, from_arguments
 from scorecard.spec import Case, Record
@@ -31,9 +30,11 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=sorted(results.FORMATS), default="text")
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
     report.add_argument("-k", dest="keyword", metavar="TEXT", help="only cases whose id contains TEXT")
-    doctor = verbs.add_parser("doctor", help="what works on this machine, and what mends the rest")
+    check = verbs.add_parser("doctor", help="what works on this machine, and what mends the rest")
+    check.add_argument("--case", metavar="ID", help="look at one case before it runs: shapes, disk, memory")
+    env_command.add_arguments(verbs.add_parser("env", help="the locked environments of the backends"))
     verbs.add_parser("schema", help="print the JSON Schema of models.yaml, for editors")
-    for verb in (listing, report, doctor):
+    for verb in (listing, report, check):
         add_options(verb.add_argument)
     return made
 
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(document.json_schema(), indent=2))
         return 0
     try:
+        if options.verb == "env":
+            return env_command.main(options)
         run = Run(from_arguments(lambda name: getattr(options, name)))
         return {"list": _list, "report": _report, "doctor": _doctor}[options.verb](run, options)
     except ScorecardError as error:
@@ -90,26 +93,9 @@ def _report(run: Run, options: argparse.Namespace) -> int:
 
 
 def _doctor(run: Run, options: argparse.Namespace) -> int:
-    here = machine.describe()
-    memory = (here["memory_bytes"] or 0) / 2**30
-    print(f"machine    {here['cpu']}, {here['cores']} cores, {memory:.1f} GiB, {here['os']}")
-    print("gpu        " + (", ".join(g["name"] for g in here["gpus"]) or "none: everything runs on the CPU"))
-    print(f"isolation  {isolation.available()}")
-    print(f"store      {run.options.work_dir}")
-    print(f"models     {run.options.models_dir}")
-    for name in base.names():
-        print(f"{name:<10} {_availability(name)}")
-    return 0
-
-
-def _availability(name: str) -> str:
-    runner = base.get(name)
-    try:
-        runner.check()
-    except RunnerUnavailable as error:
-        return f"no: {error}"
-    versions = machine.packages(r.partition("==")[0] for r in runner.requires)
-    return "ok" + "".join(f", {package} {version}" for package, version in versions.items())
+    if options.case:
+        return doctor.preflight(run, run.case(options.case))
+    return doctor.report(run)
 
 
 if __name__ == "__main__":

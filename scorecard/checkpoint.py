@@ -22,9 +22,9 @@ Kind = Literal["linear", "embedding", "lm_head", "norm", "other"]
 
 # The last part of the name of a tensor that only serves to read another one.
 _SIDE = re.compile(
-    r"_?(?:weight_|input_|output_|[qkv]_|nested_|packed_)*"
+    r"_?(?:weight_|input_|output_|[qkv]_|nested_|packed_|per_tensor_|pre_quant_)*"
     r"(?:scales?(?:_inv|_2)?|global_scale|q?zeros?(?:_points?)?|g_idx|absmax|quant_map|SCB|format|shape"
-    r"|min|codebooks?|lut|perm|permutation|row_offsets?|bitsandbytes__\w+)"
+    r"|shift|amax|nbits|axis|group_size|packing|min|codebooks?|lut|perm|permutation|row_offsets?|bitsandbytes__\w+)"
 )
 _HEADS = ("lm_head", "embed_out", "output_layer", "output")
 _BUFFERS = ("inv_freq", "masked_bias", "position_ids")
@@ -134,13 +134,14 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     that, every safetensors file of the folder, in the order of their paths.
     """
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         for tensor in read_header(path).tensors:
             tensors.setdefault(tensor.name, tensor)
     return Checkpoint(folder, tensors) if tensors else None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that ``read_checkpoint`` reads."""
     index, single = folder / _INDEX, folder / "model.safetensors"
     if index.is_file():
         return list(_indexed_files(index))

@@ -11,8 +11,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from scorecard.errors import nearest
 from scorecard.fields import (
+    CalibrationData,
     Count,
     DataFile,
+    FunctionOfFile,
     Memory,
     Name,
     Regex,
@@ -90,10 +92,37 @@ class Evaluation(Section):
 
 
 class Calibration(Section):
-    data: DataFile | None = Field(default=None, description="`embedded:calibration`, a .jsonl or a .txt file")
-    samples: Count = Field(default=CalibrationSpec.samples, description="sequences")
+    data: CalibrationData | None = Field(
+        default=None,
+        description="`embedded:calibration`, a file, a data set of the hub, or a function, "
+        "see [Calibration data](#calibration-data)",
+    )
+    samples: Count = Field(default=CalibrationSpec.samples, description="sequences of text")
     max_length: Count = Field(default=CalibrationSpec.max_length, description="tokens of each sequence")
     seed: Seed = Field(default=CalibrationSpec.seed, description="seed of the choice of sequences")
+    shuffle: bool = Field(default=True, description="documents in an order that the seed gives")
+    concatenate: bool = Field(
+        default=True,
+        description="documents one after the other, cut at exactly `max_length`; false: one document, "
+        "cut short, for each sequence",
+    )
+    vision_samples: int = Field(
+        default=0, ge=0, description="sequences with pictures, for backends that calibrate on pictures"
+    )
+    config: Text | None = Field(default=None, description="configuration of a hub data set")
+    split: Text | None = Field(default=None, description="split of a hub data set; null: `train`")
+    revision: Text | None = Field(default=None, description="commit of a hub data set; null: the newest")
+    file: Text | None = Field(default=None, description="one file of a hub data set, read instead of a split")
+    text_column: Text | None = Field(
+        default=None, description="column of the text, or a pattern such as `{question} {answer}`"
+    )
+    messages_column: Text | None = Field(
+        default=None, description="column of chat messages, written out by the tokenizer's chat template"
+    )
+    images_column: Text | None = Field(default=None, description="column of the pictures")
+    collator: FunctionOfFile | None = Field(
+        default=None, description="`file.py:function` that makes the sequences from tokenized documents"
+    )
 
 
 class Measure(Section):

@@ -21,7 +21,7 @@ GRACE_SECONDS = 5.0
 
 
 class ProcessExecutor:
-    """Runs each request in a fresh interpreter of this environment."""
+    """Runs each request in a fresh process of the interpreter that it names."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -43,14 +43,15 @@ class ProcessExecutor:
         return read_outcome(folder, code)
 
     def _start(self, folder: Path, request: Request) -> subprocess.Popen[bytes] | None:
-        command = [sys.executable, "-P", "-m", "scorecard.worker", str(folder / REQUEST)]
+        python = request.python or sys.executable
+        command = [python, "-P", "-m", "scorecard.worker", str(folder / REQUEST)]
         with self._guard:
             if self._closed:
                 return None
             process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env=worker_environment(request.threads),
+                env=worker_environment(request.threads, python),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=(folder / LOG).open("ab"),
@@ -74,11 +75,15 @@ class ProcessExecutor:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def worker_environment(threads: int) -> dict[str, str]:
-    """The caller's environment with this checkout importable and every thread pool bounded."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    python = str(Path(sys.executable).parent)
+def worker_environment(threads: int, python: str) -> dict[str, str]:
+    """The caller's environment with this checkout importable and every thread pool bounded.
+
+    A locked environment gets no other package than its own: not the caller's ``PYTHONPATH``, nor the home's.
+    """
+    own = python == sys.executable
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH") if own else None]))
+    sealed = {} if own else {"PYTHONNOUSERSITE": "1", "VIRTUAL_ENV": str(Path(python).parents[1])}
     pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     quiet = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    search = os.pathsep.join(filter(None, [python, os.environ.get("PATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PATH": search, **pools, **quiet}
+    search = os.pathsep.join(filter(None, [str(Path(python).parent), os.environ.get("PATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PATH": search, **pools, **quiet, **sealed}

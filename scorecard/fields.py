@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from scorecard.calibration_sets import KNOWN
 from scorecard.errors import nearest
 from scorecard.variables import NAME as VARIABLE
 from scorecard.yaml_text import one_line, show
@@ -31,6 +32,8 @@ _BYTES = {
     "TB": 10**12,
 }
 _NUMBER = r"(?:[0-9]{1,15}(?:\.[0-9]{0,15})?)"
+_FUNCTION = r".*\.py:[A-Za-z_]\w*"
+_CALIBRATION = rf"embedded:.+|hf:[\w.-]+/[\w.-]+|.*\.(jsonl|json|parquet|txt)|{_FUNCTION}"
 _TIME = re.compile("".join(rf"(?:({_NUMBER})\s*{unit}\s*)?" for unit in _SECONDS))
 _MEMORY = re.compile(rf"({_NUMBER})\s*({'|'.join(_BYTES)})")
 
@@ -71,6 +74,19 @@ def regex(value: Any) -> Any:
 def data_file(value: Any) -> Any:
     if isinstance(value, str) and not re.search(r"\A(embedded:.+|.*\.(jsonl|txt))\Z", value):
         raise ValueError(f"{show(value)} is not a text file; write 'embedded:NAME' or a .jsonl or .txt file")
+    return value
+
+
+def calibration_data(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(_CALIBRATION, value) and value not in KNOWN:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", value, re.ASCII):
+            raise ValueError(
+                f"{show(value)} is not a file; write 'hf:{value}' for the hub, else a .jsonl file"
+            )
+        raise ValueError(
+            f"{show(value)} is no calibration data; write embedded:calibration, a .jsonl, .json, .parquet or "
+            f".txt file, hf:ORG/NAME, FILE.py:FUNCTION or a registered name ({', '.join(KNOWN)})"
+        )
     return value
 
 
@@ -171,6 +187,8 @@ Regex = Annotated[
     str, Field(min_length=1, max_length=1000), BeforeValidator(regex, json_schema_input_type=str)
 ]
 DataFile = Annotated[str, BeforeValidator(data_file, json_schema_input_type=str)]
+CalibrationData = Annotated[str, BeforeValidator(calibration_data, json_schema_input_type=str)]
+FunctionOfFile = Annotated[str, _form(_FUNCTION, "FILE.py:FUNCTION")]
 _Tasks = Annotated[list[Text], Field(min_length=1)]
 Tasks = Annotated[_Tasks, BeforeValidator(unique, json_schema_input_type=_Tasks)]
 Time = Annotated[float, BeforeValidator(time_seconds, json_schema_input_type=str | float)]

@@ -55,6 +55,10 @@ def heldout(lm: LM, spec: EvalSpec, *, reference: Path | None, write_reference: 
     """
     if spec.heldout is None:
         return Heldout(reason="no held-out text is named")
+    served = getattr(lm, "heldout", None)
+    if served is not None:  # the model is in another process: see scorecard.lm_client
+        result: Heldout = served(spec, reference=reference, write_reference=write_reference)
+        return result
     texts = read_texts(spec.heldout, spec.heldout_documents)
     original = Reference(reference) if reference and not write_reference else None
     if not _is_causal(lm):

@@ -32,10 +32,14 @@ _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "ACCESS_KEY")
 
 @dataclass
 class Isolation:
-    """What ``enter`` set up: where granted folders are now, and the granted folders still covered."""
+    """What ``enter`` set up: where granted folders are now, and the granted folders still covered.
+
+    ``hidden`` are the folders that the audit hook refuses; in a namespace nothing needs to know them.
+    """
 
     mode: Mode
     granted: dict[str, Path]
+    hidden: tuple[Path, ...] = ()
     _covered: dict[str, Path] = field(default_factory=dict)
     _denied: list[Path] = field(default_factory=list)
 
@@ -131,7 +135,7 @@ def _cover(
     for folder in empty:
         _mount("tmpfs", folder, "tmpfs", _RDONLY | _NOSUID | _NODEV, "size=4k")
     _loopback_up()
-    return Isolation("namespace", paths, {name: paths[name] for name in later})
+    return Isolation("namespace", paths, (), {name: paths[name] for name in later})
 
 
 def _make_readonly(path: Path) -> None:
@@ -150,10 +154,16 @@ def _loopback_up() -> None:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
 
 
+def watch(hidden: Sequence[Path], granted: Mapping[str, Path]) -> None:
+    """The audit hook in a process that an isolated one started: it is not inherited, as a namespace is."""
+    _watch(list(hidden), granted, ())
+
+
 def _watch(hidden: list[Path], granted: Mapping[str, Path], later: Sequence[str]) -> Isolation:
     allowed = {name: path.resolve() for name, path in granted.items()}
     denied = [allowed[name] for name in later]
-    state = Isolation("audit-hook", allowed, {name: allowed[name] for name in later}, denied)
+    covered = {name: allowed[name] for name in later}
+    state = Isolation("audit-hook", allowed, tuple(hidden), covered, denied)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in ("open", "os.listdir", "os.scandir", "os.rename", "os.link", "os.symlink"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from runners import _calibration
+from runners.base import CORE as CORE_ENVIRONMENT
 from runners.base import BaseRunner
-from scorecard import machine
+from scorecard import environments, machine
 from scorecard.spec import Case, EvalSpec, Stage, to_json
 from scorecard.store import sha256_file, stage_key
 
@@ -32,7 +33,13 @@ def _data(reference: str) -> Path:
 
 
 def packages(runner: type[BaseRunner], more: Sequence[str] = ()) -> dict[str, str]:
-    return machine.packages([*CORE, *more, *(r.partition("==")[0] for r in runner.requires)])
+    """Versions of what computes a result: those of the runner's environment, as its lock says, and, where
+    that has none of ``more``, those of the scorecard's own."""
+    wanted = [*CORE, *more, *(r.partition("==")[0] for r in runner.requires)]
+    if runner.environment == CORE_ENVIRONMENT:
+        return machine.packages(wanted)
+    locked = environments.versions(runner.environment, wanted)
+    return {**machine.packages(set(more) - set(locked)), **locked}
 
 
 def prepare(spec: EvalSpec) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def compress(case: Case, runner: BaseRunner, model_sha256: str) -> dict[str, Any
     kind = type(runner)
     # A folder's place changes nothing; what is in it is told by the runner's inputs().
     fields = [f for f in dataclasses.fields(runner.options) if not f.metadata.get("path")]
-    calibration = case.calibration if kind.calibrates else None
+    calibration = case.calibration if runner.calibrates else None
     return {
         "stage": "compress",
         "version": VERSIONS["compress"],
@@ -74,7 +81,7 @@ def compress(case: Case, runner: BaseRunner, model_sha256: str) -> dict[str, Any
         "options": {f.name: to_json(getattr(runner.options, f.name)) for f in fields},
         "inputs": dict(runner.inputs()),
         "calibration": calibration
-        and {**to_json(calibration), "data": None, "sha256": _calibration.fingerprint(calibration.data)},
+        and {**to_json(calibration), "data": None, **_calibration.inputs(calibration)},
         "packages": packages(kind),
         "device": machine.device(),
     }
@@ -104,7 +111,7 @@ def evaluate(
     }
 
 
-def measure(case: Case, parent: str, baseline: str | None) -> dict[str, Any]:
+def measure(case: Case, runner: type[BaseRunner], parent: str, baseline: str | None) -> dict[str, Any]:
     """Both artifacts, the settings, and this very machine: a timing is worth nothing elsewhere."""
     return {
         "stage": "measure",
@@ -113,5 +120,5 @@ def measure(case: Case, parent: str, baseline: str | None) -> dict[str, Any]:
         "baseline": baseline,
         "settings": to_json(case.measure),
         "machine": machine.describe(),
-        "packages": machine.packages(CORE),
+        "packages": packages(runner),
     }

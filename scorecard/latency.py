@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import os
 import time
@@ -65,7 +66,8 @@ def measure(
 
 def _import_common() -> None:
     """What every runner loads with, so that ``load_seconds`` is not mostly the import of torch."""
-    for name in ("torch", "lm_eval.models.huggingface"):
+    lm_eval = importlib.util.find_spec("lm_eval") is not None
+    for name in ("torch", "lm_eval.models.huggingface" if lm_eval else "transformers"):
         importlib.import_module(name)
 
 

@@ -7,11 +7,13 @@ what to write instead``. Options of a runner are only carried: the runner itself
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scorecard.calibration_sets import KNOWN
 from scorecard.document import Config, Document, Evaluation, Limits, Model, Settings, Use
 from scorecard.errors import SpecError, nearest
 from scorecard.spec import CalibrationSpec, Case, ConfigSpec, EvalSpec, Limit, MeasureSpec, ModelSpec
@@ -53,21 +55,24 @@ def load(path: Path, *, evaluation: Mapping[str, Any] | None = None) -> Suite:
 
 
 def _read(path: Path, where: str) -> Any:
+    if (tree := parse(_text(path, where, "write the path of a models.yaml"), where)) is None:
+        raise SpecError(f"{where}: is empty; write 'models:' and 'configs:', as docs/models-yaml.md shows")
+    return tree
+
+
+def _text(path: Path, where: str, instead: str) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
-        raise SpecError(f"{where}: cannot be read ({reason}); write the path of a models.yaml") from None
+        raise SpecError(f"{where}: cannot be read ({reason}); {instead}") from None
     if len(data) > MAX_BYTES:
         raise SpecError(f"{where}: more than {MAX_BYTES >> 20} MiB; a models.yaml is a few kilobytes of text")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    if (tree := parse(text, where)) is None:
-        raise SpecError(f"{where}: is empty; write 'models:' and 'configs:', as docs/models-yaml.md shows")
-    return tree
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,8 @@ class _Loader:
     def _options(self, use_place: str, use: Use, config: Config) -> dict[str, Any]:
         """The runner's options with every variable replaced; a variable that nothing uses is an error."""
         place, values = f"configs.{use.config}", {**config.recipe_args, **use.recipe_args}
-        options, used = substitute(config.model_extra or {}, values, f"{self.where}: {place}")
+        written = {**(config.model_extra or {}), **self._recipe(config, place)}
+        options, used = substitute(written, values, f"{self.where}: {place}")
         if unused := [name for name in values if name not in used]:
             setter = use_place if unused[0] in use.recipe_args else place
             problem = (
@@ -156,6 +162,14 @@ class _Loader:
             )
             raise self._error(f"{setter}.recipe_args", problem)
         return dict(options)
+
+    def _recipe(self, config: Config, place: str) -> dict[str, str]:
+        """An option ``recipe`` that names a file stands for the text of that file."""
+        recipe = (config.model_extra or {}).get("recipe")
+        if not isinstance(recipe, str) or not re.fullmatch(r"[^\n]+\.(yaml|yml|json)", recipe):
+            return {}
+        path = Path(_path(self.folder, recipe))
+        return {"recipe": _text(path, f"{self.where}: {place}.recipe", "write the path of a YAML file")}
 
     def _evaluation(self, place: str, model: Model, config: Config) -> EvalSpec:
         levels = [level.evaluation.given() for level in (self.document.defaults, model, config)]
@@ -214,8 +228,8 @@ def _limits(levels: Iterable[Limits]) -> dict[str, Limit]:
 def _located(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """``values`` with relative paths of files and folders made absolute."""
     found = dict(values)
-    for name in ("heldout", "data"):
-        if found.get(name):
+    for name in ("heldout", "data", "collator"):
+        if found.get(name) and not (found[name] in KNOWN or found[name].startswith("hf:")):
             found[name] = _path(folder, found[name])
     if found.get("tasks"):
         found["tasks"] = [_path(folder, t) if t.endswith((".yaml", ".yml")) else t for t in found["tasks"]]

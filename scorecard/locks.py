@@ -65,7 +65,9 @@ def read(name: str) -> Lock:
     if not re.fullmatch(r"\w+", name) or not path.is_file():
         raise SpecError(f"environment '{name}' has no lock in environments/; {nearest(name, names())}")
     text = path.read_text(encoding="utf-8")
-    pins, hashed, plain = {}, [], []
+    pins: dict[str, str] = {}
+    hashed: list[str] = []
+    plain: list[str] = []
     for entry in _entries(text):
         found = _PIN.match(entry)
         if not found:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from scorecard import machine
+from runners import base
+from scorecard import environments, locks, machine
+from scorecard.errors import RunnerUnavailable
 from scorecard.request import OUTCOME, REQUEST, Outcome, Request
 from scorecard.spec import Case, Limit, Record, Stage, to_json
 from scorecard.store import Store, now, stage_key
@@ -73,7 +75,12 @@ class Performer:
         self, stage: Stage, key: str, name: str, inputs: Mapping[str, Any], fields: Mapping[str, Any]
     ) -> Record:
         case: Case | None = fields.get("case")
+        try:
+            interpreters = self._interpreters(stage, case)
+        except RunnerUnavailable as error:
+            return Record(stage, key, name, "skipped", inputs, now(), 0.0, reason=str(error))
         settings = {
+            **interpreters,
             "evaluation": case.evaluation if case else None,
             "limit": case.limits.get(stage, Limit()) if case else Limit(),
             "threads": self.settings.threads,
@@ -100,6 +107,22 @@ class Performer:
             record = self._keep(folder, record)
         self.store.event(record.status, stage=stage, case=name, key=key, seconds=record.seconds)
         return record
+
+    def _interpreters(self, stage: Stage, case: Case | None) -> dict[str, str]:
+        """What the worker runs with: the environment of the case's runner, built when it is not there.
+
+        An audit reads files only. An environment without lm-eval serves its model to a worker that has it.
+        Raises RunnerUnavailable when the environment cannot be had.
+        """
+        name = base.get(case.config.runner).environment if case else base.CORE
+        if name == base.CORE or stage == "audit":
+            return {}
+        begin, built = time.monotonic(), environments.find(name) is None
+        python = str(environments.ensure(name, offline=self.settings.offline).python)
+        if built:
+            self.store.event("environment", name=name, seconds=time.monotonic() - begin)
+        served = stage == "evaluate" and not locks.read(name).has_lm_eval
+        return {"served_by" if served else "python": python}
 
     def _keep(self, folder: Path, record: Record) -> Record:
         if record.status != "ok":

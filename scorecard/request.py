@@ -18,7 +18,9 @@ REQUEST, OUTCOME, LOG = "request.json", "outcome.json", "worker.log"
 class Request:
     """Everything a worker needs; paths are absolute, ``None`` is what its stage must not see.
 
-    ``hidden`` folders are made unreachable in the stages that only read the artifact.
+    ``hidden`` folders are made unreachable in the stages that only read the artifact. ``python`` is the
+    interpreter of the worker (``None``: the scorecard's own), ``served_by`` another one, in which the model
+    is loaded because lm-eval cannot live there.
     """
 
     stage: Stage
@@ -36,6 +38,8 @@ class Request:
     limit: Limit = field(default_factory=Limit)
     threads: int = 1
     offline: bool = False
+    python: str | None = None
+    served_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runners import base
-from scorecard import load, machine, sources
+from scorecard import environments, load, machine, sources
 from scorecard.errors import SpecError, nearest
 from scorecard.perform import Settings
 from scorecard.row import DEFAULT_RANKING, SCORES
@@ -107,11 +107,15 @@ class Run:
     def notices(self) -> list[str]:
         """What a user should know before the run, a line each."""
         names = dict.fromkeys(case.config.runner for case in self.cases)
-        return [
+        aliases = [
             f"runner '{n}' is no longer maintained; '{base.ALIASES[n]}', its successor, does the work"
             for n in names
             if n in base.ALIASES
         ]
+        wanted = dict.fromkeys(base.get(n).environment for n in names) if self.options.build else {}
+        missing = [n for n in wanted if n != base.CORE and environments.find(n) is None]
+        built = "built once, when first needed (seconds with uv, a minute or two each with pip)"
+        return aliases + ([f"environments still missing: {', '.join(missing)}; {built}"] if missing else [])
 
     def baseline_of(self, case: Case) -> Case:
         return self.suite.baseline_of(case)

@@ -78,15 +78,27 @@ class EvalSpec:
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """The calibration text that every backend of a run shares.
+    """The calibration text that every backend of a run shares; see docs/models-yaml.md for every key.
 
-    ``data`` is ``embedded:calibration`` or a ``.jsonl``/``.txt`` file; ``max_length`` is in tokens.
+    ``data`` is ``embedded:calibration``, a file, ``hf:org/name``, a registered name, or ``file.py:function``.
+    ``max_length`` is in tokens, ``samples`` and ``vision_samples`` are sequences.
     """
 
     data: str
     samples: int = 128
     max_length: int = 256
     seed: int = 1234
+    shuffle: bool = True
+    concatenate: bool = True
+    vision_samples: int = 0
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    file: str | None = None
+    text_column: str | None = None
+    messages_column: str | None = None
+    images_column: str | None = None
+    collator: str | None = None
 
 
 @dataclass(frozen=True)

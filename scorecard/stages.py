@@ -7,6 +7,7 @@ fetch ──▶ compress ──▶ audit
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -14,9 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from runners import base
+from runners import _calibration_source, base
 from scorecard import keys, machine, sources
-from scorecard.errors import RunnerUnavailable, ScorecardError
+from scorecard.errors import DataUnavailable, RunnerUnavailable, ScorecardError
 from scorecard.executor import ProcessExecutor
 from scorecard.graph import Graph
 from scorecard.perform import NOT_RUN, Executor, Performer, Settings
@@ -94,23 +95,47 @@ class Bench:
             ),
         )
 
-    def _compress(self, case: Case) -> Future[Record]:
-        model = self._fetch(case.model)
+    def _compress(self, asked: Case) -> Future[Record]:
+        model, text = self._fetch(asked.model), self._calibration(asked)
 
         def run() -> Record:
-            fetched, runner = model.result(), base.get(case.config.runner)
+            fetched, case = model.result(), text.result()
             if isinstance(fetched, ScorecardError):
-                return _not_done("compress", case, "failed", str(fetched))
+                return _not_done("compress", asked, "failed", str(fetched))
+            if isinstance(case, ScorecardError):
+                status = "skipped" if isinstance(case, DataUnavailable) else "failed"
+                return _not_done("compress", asked, status, str(case))
             try:
+                runner = base.get(case.config.runner)(case, None, Path())
                 runner.check()
-                inputs = keys.compress(case, runner(case, None, Path()), fetched.sha256)
+                inputs = keys.compress(case, runner, fetched.sha256)
             except RunnerUnavailable as error:
                 return _not_done("compress", case, "skipped", str(error))
             except ScorecardError as error:
                 return _not_done("compress", case, "failed", str(error))
             return self._perform("compress", case.id, inputs, {"case": case, "model_dir": str(fetched.path)})
 
-        return self._graph.after([model], run)
+        return self._graph.after([model, text], run)
+
+    def _calibration(self, case: Case) -> Future[Any]:
+        """The case with its calibration text as one local file, which every environment can read."""
+
+        def resolve() -> Any:
+            if case.calibration is None or not base.get(case.config.runner)(case, None, Path()).calibrates:
+                return case
+            offline = self.settings.offline or not self.settings.build
+            folder = self.store.root / "calibration"
+            try:
+                path = _calibration_source.resolve(case.calibration, folder, offline=offline)
+            except ScorecardError as error:
+                return error
+            return dataclasses.replace(
+                case, calibration=dataclasses.replace(case.calibration, data=str(path))
+            )
+
+        return self._graph.once(
+            f"calibration {stage_key({'case': case})}", lambda: self._graph.after([], resolve)
+        )
 
     def _audit(self, case: Case) -> Future[Record]:
         model, compressed = self._fetch(case.model), self.future(case, "compress")
@@ -165,7 +190,8 @@ class Bench:
             bad = next((r for r in records if r.status != "ok"), None)
             if bad:
                 return _blocked("measure", case, bad)
-            inputs = keys.measure(case, records[0].key, records[1].key if compare else None)
+            runner = base.get(case.config.runner)
+            inputs = keys.measure(case, runner, records[0].key, records[1].key if compare else None)
             request = {
                 "case": case,
                 "artifact": self._artifact(records[0]),

@@ -8,6 +8,7 @@ files only. ``evaluate`` and ``measure`` run isolated: they see the artifact and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,12 +108,15 @@ def prepare(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def compress(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
-    from runners import _calibration, base
+    from runners import _calibration, _hf, base
 
     case, artifact = _case(request), folder / "artifact"
     artifact.mkdir()
     os.environ["OUTPUT_MODEL"] = str(artifact)
     runner = base.get(case.config.runner)(case, _path(request.model_dir, "model"), artifact)
+    _check_gpu()
+    if type(runner).check_shapes is not base.BaseRunner.check_shapes:
+        runner.check_shapes(_hf.shapes(runner.model_dir, case))
     begin = time.perf_counter()
     runner.compress()
     seconds = time.perf_counter() - begin
@@ -129,6 +133,22 @@ def compress(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         "device": machine.device(),
         "calibration": _calibration.describe(case, runner.model_dir) if runner.calibrates else None,
     }
+
+
+def _check_gpu() -> None:
+    """A GPU that this environment's torch cannot use must not turn into a slow run on the CPU.
+
+    Raises RunnerUnavailable.
+    """
+    if machine.device() == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RunnerUnavailable(
+            f"torch {torch.__version__} cannot use this machine's {machine.gpus()[0]['name']}; "
+            "install a build for its driver, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
 
 
 def _peak_cuda_bytes() -> int | None:
@@ -164,15 +184,28 @@ def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         granted["reference"] = Path(request.reference).parent
     seen = _isolate(request, scratch, granted)
     out, reference = seen.granted["out"], seen.granted.get("reference")
-    lm = _loader(case, seen.granted["artifact"])()
-    result = score(
-        lm,
-        case.evaluation,
-        reference=reference / Path(request.reference or "").name if reference else None,
-        write_reference=out / "reference.safetensors" if request.writes_reference else None,
-        documents=out / "documents.parquet",
-    )
+    _check_gpu()
+    with _loaded(request, case, seen) as lm:
+        result = score(
+            lm,
+            case.evaluation,
+            reference=reference / Path(request.reference or "").name if reference else None,
+            write_reference=out / "reference.safetensors" if request.writes_reference else None,
+            documents=out / "documents.parquet",
+        )
     return {**result, "isolation": seen.mode, "threads": request.threads}
+
+
+@contextlib.contextmanager
+def _loaded(request: Request, case: Case, seen: isolation.Isolation) -> Iterator[Any]:
+    """The artifact as an lm-eval LM: here, or served by an environment in which lm-eval cannot live."""
+    from scorecard.lm_client import serve
+
+    if request.served_by is None:
+        yield _loader(case, seen.granted["artifact"])()
+        return
+    with serve(Path(request.served_by), case, seen.granted["artifact"], seen) as lm:
+        yield lm
 
 
 def measure(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:

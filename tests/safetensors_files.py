@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BITS = {"U8": 8, "I8": 8, "F8_E4M3": 8, "BF16": 16, "F16": 16, "F32": 32, "I32": 32, "F64": 64, "I64": 64}
 
@@ -18,9 +19,10 @@ def filling(name: str, size: int) -> bytes:
     return bytes(1 + (start + i * 7) % 53 for i in range(min(size, 4096))) * (size // 4096 + 1)
 
 
-def save(path: Path, tensors: Mapping[str, TensorSpec]) -> None:
+def save(path: Path, tensors: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
     """``tensors``: name -> (dtype, shape) or (dtype, shape, bytes)."""
-    header, data = {}, b""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    data = b""
     for name, (dtype, shape, *given) in tensors.items():
         size = math.prod(shape) * BITS[dtype] // 8
         content = given[0] if given else filling(name, size)[:size]

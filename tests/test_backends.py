@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -14,12 +13,10 @@ from typing import Any
 import pytest
 import torch
 from fresh_logits import logits
-from safetensors.torch import load_file
+from in_environment import compress, load_logits
 from tiny_evaluation import write_tasks
 from tiny_model import make_case, write_calibration, write_model
 
-from runners import base
-from scorecard.spec import Case, to_json
 from scorecard.store import sha256_tree
 
 pytestmark = pytest.mark.backend
@@ -45,35 +42,6 @@ def plain(folder: Path, **settings: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **settings).eval()
-
-
-def compress(case: Case, model: Path, output: Path) -> Path:
-    """Compress a copy of the model that is gone afterwards."""
-    copy = output.with_name("original")
-    shutil.copytree(model, copy)
-    output.mkdir()
-    base.get(case.config.runner)(case, copy, output).compress()
-    shutil.rmtree(copy)
-    return output
-
-
-def load_fresh(case: Case, output: Path) -> torch.Tensor:
-    """Logits of the artifact, loaded by its runner in a process of its own from another folder."""
-    request, result = output.with_name("case.json"), output.with_name("logits.pt")
-    request.write_text(json.dumps(to_json(case)))
-    command = [
-        sys.executable,
-        str(ROOT / "tests" / "fresh_logits.py"),
-        str(request),
-        str(output),
-        str(result),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=output.parent, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(result)
 
 
 def divergence(old: torch.Tensor, new: torch.Tensor) -> float:
@@ -110,132 +78,24 @@ def test_rtn(tmp_path, model, original, bits):
     weights = plain(model).state_dict()
     body = {name: rounded(w) for name, w in weights.items() if name.endswith("_proj.weight")}
     case = make_case("rtn", {"bits": bits, "group_size": 32, "symmetric": False})
-    found = load_fresh(case, compress(case, model, tmp_path / "out"))
+    found = load_logits(case, compress(case, model, tmp_path / "out"))
     expected = with_weights(model, body)
     assert divergence(expected, found) < 1e-3 * divergence(original, found) + 1e-6
 
 
-@pytest.mark.parametrize(("runner", "options"), [("rtn", {"bits": 3, "group_size": 32}), ("bnb", {})])
-def test_the_same_bytes_every_time(tmp_path, model, runner, options):
-    """In another process: hash seeds differ there, and with them the order of anything unordered."""
-    case = make_case(runner, options)
-    once = sha256_tree(compress(case, model, tmp_path / "once"))
-    (tmp_path / "case.json").write_text(json.dumps(to_json(case)))
-    script = (
-        "import json, sys; from pathlib import Path; from runners import base; from scorecard.spec import *\n"
-        "case = from_json(Case, json.loads(Path(sys.argv[1], 'case.json').read_text()))\n"
-        "output = Path(sys.argv[1], 'again'); output.mkdir()\n"
-        "base.get(case.config.runner)(case, Path(sys.argv[2]), output).compress()"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(model)], cwd=ROOT, check=True)
-    assert sha256_tree(tmp_path / "again") == once
-
-
-# -- bitsandbytes: against the model that the library quantizes while loading, never saved ---------
-
-
 @pytest.mark.parametrize(
-    "options",
+    ("runner", "options"),
     [
-        {"format": "nf4"},
-        {"format": "nf4", "double_quant": True, "lm_head": True},
-        {"format": "fp4"},
-        {"format": "int8", "lm_head": True},
+        ("rtn", {"bits": 3, "group_size": 32}),
+        ("bnb", {}),
+        ("gptq", {"group_size": 32, "samples": 4}),
     ],
-    ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_bnb(tmp_path, model, original, options):
-    from transformers import BitsAndBytesConfig
-
-    skip = [] if options.get("lm_head") else None
-    if options["format"] == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    else:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=options["format"],
-            bnb_4bit_use_double_quant=options.get("double_quant", False),
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=skip,
-        )
-    expected = logits(plain(model, quantization_config=config))
-    case = make_case("bnb", options)
-    output = compress(case, model, tmp_path / "out")
-    found = load_fresh(case, output)
-    assert torch.equal(found, expected)
-    assert divergence(original, found) > 0
-    head = load_file(output / "model.safetensors")["lm_head.weight"]
-    assert (head.dtype in (torch.uint8, torch.int8)) is bool(options.get("lm_head"))
-
-
-# -- GPTQ and AWQ --------------------------------------------------------------------------------
-
-
-def unpacked_gptq(stored: dict[str, torch.Tensor], name: str, bits: int) -> torch.Tensor:
-    """The weight [out, in] of one module of GPTQ's format, from its 32-bit words (2, 4 or 8 bits)."""
-    shifts = torch.arange(0, 32, bits)
-    mask = 2**bits - 1
-    codes = (stored[f"{name}.qweight"].unsqueeze(1) >> shifts[None, :, None] & mask).flatten(
-        0, 1
-    )  # [in, out]
-    zeros = (stored[f"{name}.qzeros"].unsqueeze(2) >> shifts & mask).flatten(1) + 1  # [groups, out]
-    group = stored[f"{name}.g_idx"].long()
-    scales = stored[f"{name}.scales"].float()
-    return ((codes - zeros[group]) * scales[group]).T.contiguous()
-
-
-@pytest.mark.parametrize(
-    "options", [{"bits": 4, "group_size": 32, "lm_head": True}, {"bits": 8, "group_size": -1}]
-)
-def test_gptq_against_its_format(tmp_path, model, text, original, options):
-    case = make_case("gptq", options, text)
-    output = compress(case, model, tmp_path / "out")
-    stored = load_file(output / "model.safetensors")
-    names = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
-    assert ("lm_head" in names) is options.get("lm_head", False)
-    expected = with_weights(model, {f"{n}.weight": unpacked_gptq(stored, n, options["bits"]) for n in names})
-    found = load_fresh(case, output)
-    loss = divergence(original, found)
-    assert 0 < loss < 0.3
-    assert divergence(expected, found) < 0.01 * loss + 5e-4  # the kernel multiplies in another precision
-    assert {path.name for path in output.iterdir()} == {path.name for path in model.iterdir()}
-
-
-def test_gptq_dequantized_is_the_same_model(tmp_path, model, text):
-    options = {"bits": 3, "group_size": 64}
-    output = compress(make_case("gptq", options, text), model, tmp_path / "out")
-    both = [make_case("gptq", {**options, "dequantize": dequantize}) for dequantize in (False, True)]
-    packed, unpacked = (logits(base.get("gptq")(case, None, output).load().model) for case in both)
-    assert divergence(packed, unpacked) < 1e-4
-
-
-def test_gptq_beats_rounding_on_text_like_the_calibration(tmp_path, model, text):
-    from runners._calibration import token_lists
-    from runners._hf import load_tokenizer
-
-    case = make_case("gptq", {"bits": 3, "group_size": 64}, text)
-    spec = dataclasses.replace(case.calibration, seed=99)
-    ids = torch.tensor(token_lists(spec, load_tokenizer(model, case), 4))
-    original = logits(plain(model), ids)
-    losses = {}
-    for runner in ("gptq", "rtn"):
-        case = make_case(runner, {"bits": 3, "group_size": 64}, text)
-        (tmp_path / runner).mkdir()
-        output = compress(case, model, tmp_path / runner / "out")
-        losses[runner] = divergence(original, logits(base.get(runner)(case, None, output).load().model, ids))
-    assert losses["gptq"] < 0.9 * losses["rtn"]
-
-
-def test_awq_against_the_library_own_loader(tmp_path, model, text, original):
-    from runners._gptqmodel import library
-
-    case = make_case("awq", {"group_size": 32, "samples": 8}, text)
-    output = compress(case, model, tmp_path / "out")
-    found = load_fresh(case, output)
-    expected = logits(library().GPTQModel.load(str(output), device="cpu").model)  # with the kernel it chooses
-    loss = divergence(original, found)
-    assert 0 < loss < 0.2
-    assert divergence(expected, found) < 0.05 * loss
+def test_the_same_bytes_every_time(tmp_path, model, text, runner, options):
+    """In another process: hash seeds differ there, and with them the order of anything unordered."""
+    case = make_case(runner, options, text)
+    once, again = (sha256_tree(compress(case, model, tmp_path / name)) for name in ("once", "again"))
+    assert once == again
 
 
 # -- the user folder as it is shipped --------------------------------------------------------------
@@ -244,10 +104,9 @@ def test_awq_against_the_library_own_loader(tmp_path, model, text, original):
 def test_custom(tmp_path, model, original):
     case = make_case("custom")
     output = compress(case, model, tmp_path / "out")
-    found = load_fresh(case, output)
+    found = load_logits(case, output)
     rounding = make_case("rtn", {"group_size": 64})
-    (tmp_path / "rtn").mkdir()
-    rounded = load_fresh(rounding, compress(rounding, model, tmp_path / "rtn" / "out"))
+    rounded = load_logits(rounding, compress(rounding, model, tmp_path / "rtn" / "out"))
     assert 0 < divergence(original, found) < divergence(original, rounded)
     size = sum(path.stat().st_size for path in output.iterdir())
     assert size < 0.45 * sum(path.stat().st_size for path in model.iterdir())
@@ -261,8 +120,8 @@ def test_custom_from_lm_eval_models(tmp_path, model, original):
     shutil.copy(ROOT / "user" / "user.py", folder)
     output = compress(make_case("custom"), model, tmp_path / "out")
     assert torch.equal(
-        load_fresh(make_case("custom", {"folder": str(folder)}), output),
-        load_fresh(make_case("custom"), output),
+        load_logits(make_case("custom", {"folder": str(folder)}), output),
+        load_logits(make_case("custom"), output),
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +20,9 @@ from tiny_model import make_case, write_calibration, write_model
 
 import runners._calibration as calibration
 from runners import _docs, base, custom, fake, rtn
-from runners._hf import linear_shapes, load_tokenizer, weight_files
+from runners._hf import load_tokenizer, shapes, weight_files
 from runners._packing import pack, unpack
-from scorecard.errors import DataUnavailable, RunnerUnavailable, SourceError, SpecError, StageFailed
+from scorecard.errors import DataUnavailable, SourceError, SpecError, StageFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "lm_eval", "numpy", "gptqmodel", "bitsandbytes", "safetensors")
@@ -31,6 +31,10 @@ HEAVY = ("torch", "transformers", "lm_eval", "numpy", "gptqmodel", "bitsandbytes
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def make_runner(name: str, options: dict[str, Any] | None = None) -> Any:
+    return base.get(name)(make_case(name, options), None, Path("nowhere"))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +68,6 @@ def test_every_runner_and_option_is_documented(name):
 
 def test_the_alias_of_gptq_is_known():
     assert base.get("auto-gptq") is base.get("gptq")
-
-
-def test_a_missing_package_is_named_with_its_cure():
-    class Needy(fake.Runner):
-        requires = ("surely-not-installed==1.0",)
-
-    with pytest.raises(RunnerUnavailable, match=r"run 'pip install surely-not-installed==1\.0'"):
-        Needy.check()
 
 
 def test_load_may_not_ask_for_the_original(tmp_path):
@@ -155,50 +151,54 @@ def test_rtn_stores_what_it_says_and_loads_it(tmp_path, monkeypatch, tied, optio
     assert lm.tok_encode("abc")
 
 
-def test_a_group_that_does_not_divide_names_the_layer(tmp_path, model):
-    runner = rtn.Runner(make_case("rtn", {"group_size": 48}), model, tmp_path / "out")
-    with pytest.raises(
-        SpecError, match=r"48 does not divide the 128 input features of model\.layers\.0\.self_attn"
-    ):
-        runner.compress()
-    assert not (tmp_path / "out").exists()
-
-
 # -- checks of the libraries' runners before any work ----------------------------------------------
+
+
+def check_shapes(model: Path, runner: str, options: dict[str, Any]) -> None:
+    case = make_case(runner, options)
+    base.get(runner)(case, model, model).check_shapes(shapes(model, case))
 
 
 @pytest.mark.parametrize(
     ("runner", "options", "message"),
     [
-        ("bnb", {}, "multiples of 32 x 64 .* write format: int8"),
-        ("bnb", {"format": "int8", "double_quant": True}, "int8 has no such thing"),
+        ("rtn", {"group_size": 64}, "64 does not divide the 48 input features of model"),
+        ("bnb", {}, "multiples of 32 x 64.*; write format: int8"),
         ("gptq", {"group_size": 64}, "64 does not divide the 48 input features of model"),
-        ("gptq", {"group_size": -1}, "GPTQModel cannot pack"),
+        ("gptq", {"group_size": -1}, "GPTQModel cannot store"),
         ("awq", {"group_size": 100}, "100 does not divide"),
         ("awq", {"group_size": 16}, "multiples of 64 x 32"),
     ],
 )
-def test_shapes_are_checked_before_work(tmp_path, text, runner, options, message):
-    model = write_model(tmp_path / "model", hidden=48, mlp=100)
+def test_shapes_are_checked_before_work(tmp_path, runner, options, message):
+    model = write_model(tmp_path / "model", hidden=48, mlp=96)
     with pytest.raises(SpecError, match=message) as caught:
-        base.get(runner)(make_case(runner, options, text), model, tmp_path / "out").compress()
+        check_shapes(model, runner, options)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("runner", ["bnb", "gptq"])
-def test_a_tied_lm_head_is_refused(tmp_path, text, runner):
+@pytest.mark.parametrize(("runner", "options"), [("bnb", {}), ("gptq", {"group_size": 64})])
+def test_a_tied_lm_head_is_refused(tmp_path, runner, options):
     model = write_model(tmp_path / "model", tied=True)
-    options = {"lm_head": True, **({"group_size": 64} if runner == "gptq" else {})}
+    check_shapes(model, runner, options)
     with pytest.raises(SpecError, match="tied to the embeddings"):
-        base.get(runner)(make_case(runner, options, text), model, tmp_path / "out").compress()
+        check_shapes(model, runner, {**options, "lm_head": True})
 
 
-def test_auto_gptq_says_who_does_the_work(tmp_path, text, caplog):
-    model = write_model(tmp_path / "model", hidden=48)
-    runner = base.get("auto-gptq")(make_case("auto-gptq", {}, text), model, tmp_path / "out")
-    with caplog.at_level(logging.WARNING), pytest.raises(SpecError):
-        runner.compress()
-    assert "GPTQModel, its successor" in caplog.text
+@pytest.mark.parametrize(
+    ("runner", "options", "message"),
+    [
+        (
+            "bnb",
+            {"format": "int8", "double_quant": True},
+            "configs.config.double_quant: int8 has no such thing",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(runner, options, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        make_runner(runner, options)
+    assert "; write" in str(caught.value)
 
 
 # -- baseline --------------------------------------------------------------------------------
@@ -231,11 +231,45 @@ def test_a_folder_without_safetensors_is_an_error(tmp_path):
         weight_files(tmp_path)
 
 
-def test_linear_shapes_leave_out_the_head(model):
-    body = linear_shapes(model, make_case("rtn"), lm_head=False)
-    assert len(body) == 14
-    assert body["model.layers.1.mlp.down_proj"] == (128, 256)
-    assert set(linear_shapes(model, make_case("rtn"), lm_head=True)) - set(body) == {"lm_head"}
+def test_shapes_tell_the_head_from_the_body(model):
+    found = shapes(model, make_case("rtn"))
+    assert len(found.body) == 14
+    assert found.body["model.layers.1.mlp.down_proj"] == (128, 256)
+    assert found.lm_head == {"lm_head": (320, 128)}
+    assert not found.tied
+
+
+def write_gpt2(folder: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 320, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "embedded" / "tiny-llama" / name, folder)
+    return folder
+
+
+def test_a_conv1d_is_a_layer_with_its_sides_changed(tmp_path):
+    found = shapes(write_gpt2(tmp_path / "gpt2"), make_case("rtn"))
+    assert found.body["transformer.h.0.attn.c_attn"] == (96, 32)
+    assert found.body["transformer.h.0.mlp.c_proj"] == (32, 128)
+    assert found.lm_head == {"lm_head": (320, 32)}
+    assert found.tied
+
+
+def test_rtn_rounds_a_conv1d_along_its_inputs(tmp_path):
+    model, name = (
+        write_gpt2(tmp_path / "gpt2"),
+        "transformer.h.0.attn.c_proj.weight",
+    )  # square: shapes tell nothing
+    weights = load_file(model / "model.safetensors")
+    case = make_case("rtn", {"bits": 3, "group_size": 16})
+    rtn.Runner(case, model, tmp_path / "out").compress()
+    lm = rtn.Runner(case, None, tmp_path / "out").load()
+    parts = rtn.quantize(weights[name].T, rtn.Options(bits=3), 16)
+    expected = rtn.dequantize(parts, rtn.Options(bits=3), (32, "float32")).T
+    assert torch.equal(lm.model.state_dict()[name].float(), expected.to(lm.model.dtype).float())
 
 
 # -- calibration --------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from runners._hf import copy_side_files, linear_shapes, load_tokenizer, model_from_state, to_lm, weight_files
+from runners._hf import copy_side_files, load_tokenizer, model_from_state, shapes, to_lm, weight_files
 from runners.base import BaseRunner
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Runner(BaseRunner):
         import torch
         from safetensors.torch import load_file, save_file
 
-        linears = linear_shapes(self.model_dir, self.case, lm_head=self.options.lm_head)
+        linears = shapes(self.model_dir, self.case).layers(lm_head=self.options.lm_head)
         stored = {}
         for path in weight_files(self.model_dir):
             for name, tensor in load_file(path).items():

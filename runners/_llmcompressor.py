@@ -1,0 +1,248 @@
+"""What of llm-compressor is called, inside its own environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runners._functions import function, function_file
+from runners._hf import device
+from runners._recipe import PRUNERS, QUANTIZERS, Step
+from scorecard.errors import SpecError, nearest
+from scorecard.spec import Case
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
+
+CAUSAL = "AutoModelForCausalLM"
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+def model_class(name: str, where: str) -> Any:
+    """A class of transformers, or ``file.py:Class``. Raises SpecError at ``where``."""
+    import transformers
+
+    if function_file(name):
+        return function(name, where)
+    found = getattr(transformers, name, None)
+    if not hasattr(found, "from_pretrained"):
+        models = [n for n in dir(transformers) if n.startswith("AutoModel") or n.endswith("Generation")]
+        raise SpecError(f"{where}: transformers has no model class '{name}'; {nearest(name, models)}")
+    return found
+
+
+def load_model(folder: Path, case: Case, kind: Any, **settings: Any) -> PreTrainedModel:
+    """A plain or a compressed model in evaluation mode, never from the network."""
+    with _compressed_embeddings():
+        model: PreTrainedModel = kind.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=case.model.trust_remote_code,
+            use_safetensors=None if case.model.allow_pickle else True,
+            dtype=case.evaluation.dtype,
+            **{"device_map": device(), **settings},
+        )
+    return model.eval()
+
+
+@contextmanager
+def _compressed_embeddings() -> Iterator[None]:
+    """Let transformers load embeddings that are compressed.
+
+    It initializes every Embedding by its ``weight`` before it fills in what was read; one that is stored
+    packed has no such tensor yet (AttributeError in 5.17).
+    """
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    initialize = PreTrainedModel._initialize_weights
+
+    def unless_packed(self: Any, module: Any, *arguments: Any, **settings: Any) -> None:
+        if not isinstance(module, nn.Embedding) or "weight" in module._parameters:
+            initialize(self, module, *arguments, **settings)
+
+    PreTrainedModel._initialize_weights = unless_packed
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = initialize
+
+
+def placement(limit: str | float | None, layers: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """``from_pretrained`` settings that spread a model over the GPUs.
+
+    ``limit`` is a number of GB for each GPU, or ``hessian``: what GPTQ's Hessians of one decoder layer (the
+    square of each Linear's input width, in float32) leave free.
+    """
+    import torch
+
+    if device() == "cpu":
+        return {"device_map": "cpu"}
+    if limit is None:
+        return {"device_map": "auto"}
+    gpus = range(torch.cuda.device_count())
+    if limit != "hessian":
+        return {"device_map": "auto", "max_memory": dict.fromkeys(gpus, f"{limit}GB")}
+    free = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in gpus}
+    return {
+        "device_map": "auto",
+        "max_memory": {g: max(0, n - hessian_bytes(layers)) for g, n in free.items()},
+    }
+
+
+def hessian_bytes(layers: Mapping[str, tuple[int, int]]) -> int:
+    """Bytes of GPTQ's float32 Hessians for the decoder layer that has the largest ones."""
+    sums: dict[str, int] = {}
+    for name, (_, width) in layers.items():
+        block = re.match(r".*?\.\d+(?=\.)", name)
+        key = block.group() if block else name
+        sums[key] = sums.get(key, 0) + 4 * width * width
+    return max(sums.values(), default=0)
+
+
+def modifiers(recipe: Sequence[Step], where: str) -> list[Any]:
+    """The library's objects for the steps. Raises SpecError with what the library has against a value."""
+    from llmcompressor.modifiers import ModifierFactory
+    from pydantic import ValidationError
+
+    ModifierFactory.refresh()
+    found = []
+    for name, arguments in recipe:
+        if name in PRUNERS and "ignore" in arguments:
+            arguments = {**arguments, "ignore": _with_dots(arguments["ignore"])}
+        try:
+            found.append(
+                ModifierFactory.create(name, allow_registered=True, allow_experimental=True, **arguments)
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, (name, *first["loc"])))
+            raise SpecError(f"{where}: {place}: {first['msg'].splitlines()[0]}; mend it") from None
+    return found
+
+
+def _with_dots(ignore: Sequence[str]) -> list[str]:
+    """``ignore`` as the pruning modifiers of 0.14 read it.
+
+    With ``targets: [Linear]`` they know a layer as its name and a dot, so that ``lm_head`` is pruned in spite
+    of ``ignore: [lm_head]``.
+    """
+    dotted = [name[3:].removesuffix("$") if name.startswith("re:") else re.escape(name) for name in ignore]
+    return [*ignore, *(rf"re:(?:{pattern})\.$" for pattern in dotted)]
+
+
+def oneshot(
+    model: Any,
+    processor: Any,
+    recipe: Sequence[Step],
+    batches: DataLoader[Any] | None,
+    where: str,
+    **settings: Any,
+) -> None:
+    """Apply the steps to the model in place. Raises SpecError where a step that quantizes found no layer."""
+    from compressed_tensors.quantization.utils import is_module_quantized
+    from llmcompressor import oneshot as apply
+
+    with _no_pinned_memory():
+        apply(
+            model=model,
+            processor=processor,
+            recipe=modifiers(recipe, where),
+            dataset=batches,
+            clear_sparse_session=True,
+            **settings,
+        )
+    if {name for name, _ in recipe} & QUANTIZERS and not any(map(is_module_quantized, model.modules())):
+        raise SpecError(f"{where}: no layer of this model is meant by its targets; write targets: [Linear]")
+
+
+@contextmanager
+def _no_pinned_memory() -> Iterator[None]:
+    """Without a GPU there is no memory to pin, but the library's cache of activations tries."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    pin = IntermediatesCache.pin_memory
+    if device() == "cpu":
+        IntermediatesCache.pin_memory = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        IntermediatesCache.pin_memory = pin
+
+
+def batches(
+    texts: Sequence[Sequence[int]], pictures: Sequence[Mapping[str, Any]], size: int, collator: str | None
+) -> DataLoader[Any]:
+    """The calibration samples in their order: token ids, then what a processor made of pictures.
+
+    ``collator`` (``file.py:function``) makes a batch of tensors from a list of samples; a sample of text is
+    ``{"input_ids": [length], "attention_mask": [length]}``.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    samples: Any = [
+        {"input_ids": (ids := torch.tensor(one)), "attention_mask": torch.ones_like(ids)} for one in texts
+    ]
+    collate: Callable[[list[Any]], Any] = function(collator, "data_collator") if collator else stack
+    samples += pictures
+    return DataLoader(samples, batch_size=size, shuffle=False, collate_fn=collate)
+
+
+def stack(samples: list[Any]) -> Any:
+    """A batch of samples: shorter ones are filled up on the right, outside of the attention mask.
+
+    A sample that has a batch dimension already, as a processor's has, is a batch by itself.
+    """
+    import torch
+
+    if samples[0]["input_ids"].dim() > 1:
+        return samples[0]
+    return {
+        name: torch.nn.utils.rnn.pad_sequence([sample[name] for sample in samples], batch_first=True)
+        for name in samples[0]
+    }
+
+
+def picture_batches(
+    rows: Sequence[Mapping[str, Any]], processor: Any, max_length: int
+) -> list[dict[str, Any]]:
+    """What the model's processor makes of rows with a text or messages and ``images`` (paths), one by one."""
+    from PIL import Image
+
+    found = []
+    for row in rows:
+        pictures = [Image.open(path).convert("RGB") for path in row["images"]]
+        text = _picture_text(row, len(pictures), processor)
+        made = processor(text=[text], images=[pictures], return_tensors="pt")
+        if (length := made["input_ids"].shape[1]) > max_length:
+            raise SpecError(
+                f"calibration.max_length: a text with its pictures takes {length} tokens, not {max_length}; "
+                f"write max_length: {length} or more"
+            )
+        found.append(dict(made))
+    return found
+
+
+def _picture_text(row: Mapping[str, Any], count: int, processor: Any) -> str:
+    """The prompt of a row, with a place for each picture."""
+    if "messages" not in row and not getattr(processor, "chat_template", None):
+        return str(getattr(processor, "image_token", "<image>")) * count + str(row.get("text", ""))
+    places = [{"type": "image"}] * count
+    if "messages" in row:
+        chat = [dict(message) for message in row["messages"]]
+        if isinstance(chat[0]["content"], str):
+            chat = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in chat]
+            chat[0]["content"] = [*places, *chat[0]["content"]]
+    else:
+        chat = [{"role": "user", "content": [*places, {"type": "text", "text": row["text"]}]}]
+    return str(processor.apply_chat_template(chat, tokenize=False))

@@ -1,0 +1,58 @@
+"""Some rows of a compressed weight: codes, how they are read, and how far they are from plain rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scorecard.audit.numbers import Floats, Ints
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``weight = (level - zero) * scale``, element by element; all arrays are [rows, in_features].
+
+    ``levels`` are the values that the codes stand for. ``table`` holds every value that a code can stand for,
+    sorted.
+    """
+
+    levels: Floats
+    scale: Floats
+    zero: Floats
+    table: Floats
+
+    def weights(self) -> Floats:
+        return (self.levels - self.zero) * self.scale
+
+    def distance(self, original: Floats) -> Floats:
+        """How far each level is from the exact place of the original on the grid, less that of the nearest.
+
+        In steps of the table around that place: 0 for what rounding gives, 1 for its next neighbour.
+        """
+        import numpy as np
+
+        safe = np.where(self.scale == 0, 1, self.scale)
+        exact = np.clip(original / safe + self.zero, self.table[0], self.table[-1])
+        above = np.clip(np.searchsorted(self.table, exact, "right"), 1, len(self.table) - 1)
+        low, high = self.table[above - 1], self.table[above]
+        nearest = np.minimum(exact - low, high - exact)
+        away = (np.abs(self.levels - exact) - nearest) / (high - low)
+        return np.where(self.scale == 0, 0, away).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a layer is stored. ``None`` where the format has no such thing, or where it cannot be told.
+
+    ``bits`` is the width of a code; ``group_size`` counts input features that share a scale;
+    ``held_in_bits`` is the room that each code takes in the file. ``read`` gives some rows of the grid.
+    """
+
+    format: str
+    bits: float | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    held_in_bits: float | None = None
+    read: Callable[[Ints], Grid] | None = None
