@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -163,6 +164,23 @@ def oneshot(
         )
     if {name for name, _ in recipe} & QUANTIZERS and not any(map(is_module_quantized, model.modules())):
         raise SpecError(f"{where}: no layer of this model is meant by its targets; write targets: [Linear]")
+
+
+def check_no_transforms(folder: Path, where: str) -> None:
+    """Raises SpecError for rotations that are computed while the model runs.
+
+    transformers 5.17 loads such a folder without them and without a word: weights that are rotated, inputs
+    that are not.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    transforms = (config.get("quantization_config") or {}).get("transform_config") or {}
+    groups = (transforms.get("config_groups") or {}).values()
+    places = {place["location"] for group in groups for place in group["apply"]}
+    if any(not place.startswith("weight_") for place in places):  # those are in the weights
+        raise SpecError(
+            f"{where}: leaves rotations of activations, which transformers does not load; "
+            "write 'SpinQuantModifier: {rotations: [R1, R2]}', whose rotations go into the weights"
+        )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners._hf import load_config
+from runners._hf import device, load_config
 from scorecard.errors import ArtifactError
 from scorecard.spec import Case
 
@@ -36,7 +36,7 @@ def skeleton(folder: Path, case: Case) -> PreTrainedModel:
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     use_linears(model)
-    return model.eval()
+    return model.requires_grad_(False).eval()
 
 
 def use_linears(model: PreTrainedModel) -> None:
@@ -54,6 +54,28 @@ def use_linears(model: PreTrainedModel) -> None:
             linear.weight = torch.nn.Parameter(module.weight.data.T.contiguous(), requires_grad=False)
             linear.bias = module.bias
             model.set_submodule(name, linear)
+
+
+def read(folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of ``folder/model.safetensors`` on ``device()``, floats of 16 bits or more as ``dtype``.
+
+    The memory is torch's own and so aligned, which a tensor within a file is not: without, torch's CPU
+    kernel for int8 weights (``_weight_int8pack_mm``) crashes the process.
+    """
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = load_file(folder / WEIGHTS, device=device())
+    for name, tensor in tensors.items():
+        floats = tensor.is_floating_point() and tensor.itemsize > 1  # floats of 8 bits are codes
+        tensors[name] = tensor.to(dtype if dtype and floats else tensor.dtype, copy=True)
+    return tensors
+
+
+def evaluation_dtype(case: Case) -> torch.dtype | None:
+    """The dtype that ``evaluation.dtype`` asks for; ``None``: the artifact's own."""
+    import torch
+
+    return None if case.evaluation.dtype == "auto" else getattr(torch, case.evaluation.dtype)
 
 
 def fill(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

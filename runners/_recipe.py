@@ -127,8 +127,10 @@ def _modifiers(tree: Any, where: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _stage_hint(name: str) -> str:
-    close = nearest(name, MODIFIERS)
-    return close if close.startswith("did") else f"write '{name.removesuffix('_stages')}_stage'"
+    for modifier in MODIFIERS:
+        if modifier.lower() == name.lower():
+            return f"did you mean '{modifier}'?"
+    return f"write '{name.removesuffix('_stages')}_stage'"
 
 
 def _groups(stage: Any, where: str) -> Iterator[tuple[str, Any, str]]:

@@ -72,13 +72,13 @@ def _fail(how: str) -> None:
 
 
 def _safetensors(options: Options) -> bytes:
-    """One square matrix, packed, with a float16 scale (1.0) for each group."""
+    """One square matrix of noise in as many bytes as real codes have, and a float16 scale for each group."""
     groups = max(1, FEATURES // options.group_size)
     codes = _noise_bytes(f"codes {options.bits}", FEATURES * FEATURES * options.bits // 8)
     scales = struct.pack("<e", 1.0) * (FEATURES * groups)
     header, offset = {}, 0
     for name, dtype, shape, data in (
-        (f"{TENSOR}.qweight", "U8", [FEATURES, len(codes) // FEATURES], codes),
+        (f"{TENSOR}.noise", "U8", [FEATURES, len(codes) // FEATURES], codes),
         (f"{TENSOR}.scales", "F16", [FEATURES, groups], scales),
     ):
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}

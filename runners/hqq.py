@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from runners import _exclude
 from runners._hf import copy_side_files, device, load_causal_lm, load_tokenizer, shapes, to_lm
 from runners._rebuild import (
     WEIGHTS,
+    evaluation_dtype,
     fill,
     plain_tensors,
+    read,
     said_quantized,
     say_quantized,
     skeleton,
@@ -66,6 +69,7 @@ class Options:
         metadata={"doc": "type of the scales and of all else; auto: the model's own", "choices": DTYPES},
     )
     lm_head: bool = field(default=False, metadata={"doc": "the output layer too"})
+    exclude: list[str] | None = field(default=None, metadata={"doc": _exclude.DOC})
 
     def __post_init__(self) -> None:
         if self.group_size != -1 and (self.group_size < 8 or self.group_size % 8):
@@ -100,7 +104,7 @@ class Runner(BaseRunner):
     def check_shapes(self, shapes: Shapes) -> None:
         check_untied(self.case, shapes, lm_head=self.options.lm_head)
         where = f"configs.{self.case.config.name}.group_size"
-        for name, (out, width) in shapes.layers(lm_head=self.options.lm_head).items():
+        for name, (out, width) in self._chosen(shapes).items():
             size = self._group_size((out, width))
             if out * width % size:
                 raise SpecError(f"{where}: {size} does not divide {name} ({out} x {width}); write a divisor")
@@ -112,18 +116,24 @@ class Runner(BaseRunner):
                     f"share a byte; write a group_size that makes a multiple of {codes}"
                 )
 
+    def _chosen(self, shapes: Shapes) -> dict[str, Size]:
+        o = self.options
+        return _exclude.chosen(self.case, shapes, lm_head=o.lm_head, exclude=o.exclude)
+
     def _group_size(self, size: Size) -> int:
         if self.options.group_size != -1:
             return int(self.options.group_size)
         return size[1] if self.options.axis == 1 else size[0]
 
     def compress(self) -> None:
+        import torch
         from safetensors.torch import save_file
 
         model = load_causal_lm(self.model_dir, self.case, dtype="auto")
         use_linears(model)
-        names = shapes(self.model_dir, self.case).layers(lm_head=self.options.lm_head)
-        dtype = _dtype(self.options.compute_dtype, model.dtype)
+        names = self._chosen(shapes(self.model_dir, self.case))
+        own = self.options.compute_dtype == "auto"
+        dtype = model.dtype if own else getattr(torch, self.options.compute_dtype)
         self.set_solver()
         quantize(model, names, self.settings(), dtype)
         stored = {n: t for n, t in plain_tensors(model).items() if n.rpartition(".")[0] not in names}
@@ -204,20 +214,18 @@ def _parts(name: str, layer: Any) -> dict[str, torch.Tensor]:
 def load_model(runner: Runner) -> PreTrainedModel:
     """The model of the artifact, its layers the library's own."""
     import torch
-    from safetensors.torch import load_file
 
     note = said_quantized(runner.output_model)
     settings = note["quant_config"]["weight_quant_params"]
-    dtype = _dtype(runner.case.evaluation.dtype, getattr(torch, note["compute_dtype"]))
+    dtype = evaluation_dtype(runner.case) or getattr(torch, note["compute_dtype"])
     model = skeleton(runner.output_model, runner.case)
-    tensors = load_file(runner.output_model / WEIGHTS, device=device())
+    tensors = read(runner.output_model, dtype)
     for name in [name.removesuffix(".W_q") for name in tensors if name.endswith(".W_q")]:
         parts = {key: tensors.pop(f"{name}.{key}") for key in ("W_q", "scale", "zero")}
         bias = tensors.pop(f"{name}.bias", None)
         weight = model.get_submodule(name).weight
         model.set_submodule(name, _layer({**parts, "bias": bias}, tuple(weight.shape), settings, dtype))
-    floats = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    fill(model, floats, runner.output_model)
+    fill(model, tensors, runner.output_model)
     model.config.dtype = dtype
     return model.to(device())
 
@@ -244,10 +252,3 @@ def _layer(parts: dict[str, Any], shape: Size, settings: dict[str, Any], dtype: 
     layer = HQQLinear(None, None, compute_dtype=dtype, device=device())
     layer.load_state_dict(state)
     return layer
-
-
-def _dtype(name: str, own: torch.dtype) -> torch.dtype:
-    import torch
-
-    found: torch.dtype = own if name == "auto" else getattr(torch, name)
-    return found

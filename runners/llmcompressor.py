@@ -203,6 +203,7 @@ class Runner(BaseRunner):
         data = self._batches(tokenizer) if _recipe.needs_calibration(recipe) else None
         library.oneshot(model, tokenizer, recipe, data, where, **settings)
         model.save_pretrained(self.output_model, save_compressed=options.save_compressed)
+        library.check_no_transforms(self.output_model, f"{where}.recipe")
         (self.output_model / "recipe.yaml").unlink(missing_ok=True)
         copy_side_files(self.model_dir, self.output_model, self.case, config=False)
         pictures = [self.model_dir / name for name in library.PROCESSOR_FILES]

@@ -60,6 +60,8 @@ class Connection:
 
     def call(self, method: str, **arguments: Any) -> Any:
         """The result of one request. Raises the ScorecardError that the server raised, else StageFailed."""
+        if self._requests.closed:
+            raise self._death()
         self._id += 1
         request = {"id": self._id, "method": method, "arguments": arguments}
         try:

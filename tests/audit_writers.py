@@ -1,6 +1,6 @@
 """Write weights in each layout that the audit knows, from the layouts' descriptions, bit by bit.
 
-Each writer takes codes, scales and zero points, and returns the tensors of one layer by the rest of their name.
+Each writer takes codes, scales and zero points, and returns the tensors of one layer by their last names.
 None shares code with the readers.
 """
 

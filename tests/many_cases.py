@@ -7,7 +7,6 @@ many_cases.py logits FOLDER           artifacts -> FOLDER/NAME.logits.pt
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -254,13 +254,24 @@ def test_a_layout_without_one_of_its_parts_is_not_guessed(part: str) -> None:
 
 
 @quick
-@given(givens(st.just(4)), st.sampled_from([0.0, 0.2]))
-def test_distance_is_zero_for_rounding_and_one_for_the_next_code(given: Given, off: float) -> None:
-    """Weights 0.2 steps from a level of the grid: that level is nearest, and the next is too far."""
+@given(givens(st.just(4)), st.sampled_from([0.0, 0.2, 0.4]))
+def test_the_level_that_rounding_gives_is_told_from_the_next(given: Given, off: float) -> None:
     inner = np.clip(given.codes, 1, 14)
-    parts = writers.rtn(inner, given.scale, given.zero, 4)
-    _, grid, rows = read(parts, inner.shape)
+    _, grid, _ = read(writers.rtn(inner, given.scale, given.zero, 4), inner.shape)
     exact = grid.weights() + off * grid.scale
-    np.testing.assert_allclose(grid.distance(exact), 0, atol=1e-3)
-    np.testing.assert_allclose(grid.distance(exact - grid.scale), 1 - 2 * off, atol=1e-3)
-    assert len(rows)
+    assert not grid.clearly_not_rounded(exact).any()
+    assert grid.clearly_not_rounded(exact - grid.scale).all()
+
+
+@quick
+@given(st.sampled_from([4, 8]), st.integers(0, 99))
+def test_rounding_in_bfloat16_is_rounding(bits: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    weight, half = random.normal(0, 1, (64, 64)).astype(np.float32), 2 ** (bits - 1)
+    scale = (np.abs(weight).max(1, keepdims=True) / half).astype(np.float32)
+    quotient = (weight / scale).view(np.uint32) + np.uint32(0x8000)  # to the nearest with 8 bits of mantissa
+    rough = (quotient & np.uint32(0xFFFF0000)).view(np.float32)
+    codes = np.clip(np.rint(rough), -half, half - 1).astype(np.int64) + half
+    _, grid, rows = read(writers.rtn(codes, scale, None, bits), codes.shape)
+    assert not grid.clearly_not_rounded(weight[rows]).any()
+    assert bits == 4 or (codes - half != np.rint(weight / scale)).any()

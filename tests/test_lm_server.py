@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scorecard.errors import RunnerUnavailable, StageFailed
+from scorecard.errors import IsolationError, RunnerUnavailable, StageFailed
 from scorecard.isolation import Isolation
 from scorecard.lm_client import Connection, serve
 from scorecard.lm_server import Served
@@ -119,13 +119,13 @@ def test_a_large_batch_and_every_character_go_through(lm: Any) -> None:
 
 
 def test_an_error_there_is_an_error_here_and_the_server_goes_on(lm: Any) -> None:
-    with pytest.raises(StageFailed, match="^ZeroDivisionError: out of numbers$"):
+    with pytest.raises(StageFailed, match=r"^ZeroDivisionError: out of numbers$"):
         lm.generate_until([Served(("", {}))])
     assert lm.loglikelihood(ask(1)) == [(0.1 + 0.2, True)]
 
 
 def test_what_load_cannot_have_is_told_as_its_own_error() -> None:
-    with pytest.raises(RunnerUnavailable, match="^needs more; buy it$"):
+    with pytest.raises(RunnerUnavailable, match=r"^needs more; buy it$"):
         serve(Path(sys.executable), a_case("unavailable"), Path("/artifact"))
 
 
@@ -153,9 +153,11 @@ def test_the_audit_hook_is_set_up_in_the_server_too(tmp_path: Path) -> None:
     secret.write_text("seen")
     asked = [Served(("open", {"path": str(secret)}))]
     seen = Isolation("audit-hook", {"artifact": tmp_path / "artifact"}, (secret.parent,))
-    with serve(Path(sys.executable), a_case(), tmp_path / "artifact", seen) as lm:
-        with pytest.raises(Exception, match=r"load\(\) may read \$OUTPUT_MODEL only"):
-            lm.generate_until(asked)
+    with (
+        serve(Path(sys.executable), a_case(), tmp_path / "artifact", seen) as lm,
+        pytest.raises(IsolationError, match=r"load\(\) may read \$OUTPUT_MODEL only"),
+    ):
+        lm.generate_until(asked)
     with serve(Path(sys.executable), a_case(), tmp_path / "artifact") as lm:
         assert lm.generate_until(asked) == ["seen"]
 

@@ -148,6 +148,30 @@ def test_served_by_transformers_4_the_numbers_are_the_same(
 
 
 @pytest.mark.backend
+@pytest.mark.usefixtures("without_lm_eval")
+def test_an_evaluation_gives_the_same_scores(tmp_path: Path) -> None:
+    import sys
+
+    from scorecard.evaluate import evaluate
+
+    tasks = ("tiny_pairs", "tiny_generate", "tiny_text")
+    case = a_case(tasks=tasks, task_paths=("embedded:tasks",), limit=4)
+    with serve(Path(sys.executable), case, MODEL) as lm:
+        results = [
+            evaluate(each, case.evaluation, reference=None, write_reference=reference, documents=documents)
+            for each, reference, documents in (
+                (lm, tmp_path / "served.safetensors", tmp_path / "served.parquet"),
+                (hflm(case), tmp_path / "own.safetensors", tmp_path / "own.parquet"),
+            )
+        ]
+    assert results[0]["heldout"]["kl"] == 0.0
+    for key in ("tasks", "heldout", "mean_accuracy"):
+        assert results[0][key] == results[1][key], key
+    for kind in ("safetensors", "parquet"):
+        assert (tmp_path / f"served.{kind}").read_bytes() == (tmp_path / f"own.{kind}").read_bytes()
+
+
+@pytest.mark.backend
 @pytest.mark.parametrize("template", [CHAT, NO_SYSTEM])
 def test_chats_are_written_as_lm_eval_writes_them(template: str) -> None:
     case = a_case()

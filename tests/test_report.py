@@ -315,6 +315,13 @@ LAYER = {
     "stored_bytes": 1,
     "bits_per_weight": 4.0,
     "dtypes": [],
+    "format": "rtn",
+    "bits": 4,
+    "group_size": 128,
+    "symmetric": True,
+    "relative_error": 0.1,
+    "rounding_difference": 0.0,
+    "zeros": 0.1,
 }
 AUDIT = {"layers": [LAYER], "findings": [{"level": "warning", "what": "w"}]}
 RESULTS = {

@@ -64,8 +64,8 @@ SLOW: dict[str, dict[str, Any]] = {
     "dense": {"method": "gptq", "bits": 3, **SMALL, "save_compressed": False},
     "observer": {"bits": 3, **SMALL, "observer": "mse"},
     "list": {"recipe": [{"SmoothQuantModifier": {}}, {"QuantizationModifier": {"scheme": "W8A8"}}]},
-    "quip": {"recipe": {"s_stage": {"q_modifiers": {
-        "QuIPModifier": {"rotations": ["v", "u"], "transform_type": "hadamard"},
+    "spinquant": {"recipe": {"s_stage": {"q_modifiers": {
+        "SpinQuantModifier": {"rotations": ["R1", "R2"], "transform_type": "hadamard"},
         "QuantizationModifier": {"scheme": "W4A16", "ignore": ["lm_head"]},
     }}}},
 }  # fmt: skip
@@ -244,7 +244,8 @@ modifiers = {
 }
 presets = {name: parts for name, parts in PRESET_SCHEMES.items() if parts}
 groups = {n: (p["weights"].block_structure or [p["weights"].group_size])[-1] for n, p in presets.items()}
-static = [n for n, p in presets.items() if p.get("input_activations") and p["input_activations"].dynamic is not True]
+inputs = {n: p["input_activations"] for n, p in presets.items() if p.get("input_activations")}
+static = [n for n, args in inputs.items() if args.dynamic is not True]
 (root / "tables.json").write_text(json.dumps([modifiers, groups, static, sorted(common)]))
 """
 REFUSED = {
@@ -255,6 +256,10 @@ REFUSED = {
     "no-layer": (
         [{"QuantizationModifier": {"scheme": "W8A8", "targets": ["re:.*nowhere"]}}],
         "configs.config: no layer of this model",
+    ),
+    "transforms": (
+        [{"QuIPModifier": {"rotations": ["v", "u"], "transform_type": "hadamard"}}],
+        "configs.config.recipe: leaves rotations of activations",
     ),
 }
 AGAIN = ("gptq-w3", "smoothquant-w8a8", "awq-asymmetric")

@@ -9,11 +9,11 @@ from scorecard.audit.asked import Methods
 from scorecard.audit.finding import Finding, Findings, some
 from scorecard.audit.layer import Layer
 
-# Measured (docs/measuring.md): at most 0.0001 of the codes of a rounded layer are clearly not what rounding
-# gives, while the layer with most of them has 0.05 or more after GPTQ and 0.59 after AWQ.
+# Measured (docs/measuring.md): in a rounded layer at most 0.0001 of the codes are clearly not what rounding
+# gives (0.0046 where scales are stored roughly), in a layer after GPTQ 0.03 or more, after auto-round 0.019.
 CALIBRATED = 0.005
 MOST_ERROR = 1.0  # a layer of zeros has 1, another layer in its place about 1.4; 2 bits have 0.9 at most
-MOST_ERROR_UP_TO_SCALES = 0.95  # another layer in its place has 0.98 and more
+MOST_ERROR_UP_TO_SCALES = 0.85  # another layer in its place has 0.96 and more
 _STANDS_OUT, _NOTICEABLE = 4, 0.2
 
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from scorecard.audit.numbers import Floats, Ints
+
+_SLACK, _BFLOAT16 = 0.05, 2**-7
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,12 @@ class Grid:
     def weights(self) -> Floats:
         return (self.levels - self.zero) * self.scale
 
-    def distance(self, original: Floats) -> Floats:
-        """How far each level is from the exact place of the original on the grid, less that of the nearest.
+    def clearly_not_rounded(self, original: Floats) -> NDArray[np.bool_]:
+        """Where a level is not the one nearest to the original, and arithmetic in bfloat16 is no excuse.
 
-        In steps of the table around that place: 0 for what rounding gives, 1 for its next neighbour.
+        A level is that much further away than the nearest one, in steps of the table: 0 for what rounding
+        gives; up to twice the error of the quotient for what rounding in bfloat16 gives (2^-9 of it, 2^-8
+        where the scale was rounded too); 1 and less for the next level, 1 and more for those beyond.
         """
         import numpy as np
 
@@ -39,7 +46,9 @@ class Grid:
         low, high = self.table[above - 1], self.table[above]
         nearest = np.minimum(exact - low, high - exact)
         away = (np.abs(self.levels - exact) - nearest) / (high - low)
-        return np.where(self.scale == 0, 0, away).astype(np.float32)
+        excuse = _SLACK + _BFLOAT16 * np.abs(exact - self.zero) / (high - low)
+        moved: NDArray[np.bool_] = (away > excuse) & (self.scale != 0)
+        return moved
 
 
 @dataclass(frozen=True)

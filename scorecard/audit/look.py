@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from scorecard.audit.numbers import Floats, Ints
 
 SAMPLED_ROWS = 64
-CLEARLY_ANOTHER = 0.5  # steps from the code that rounding gives; arithmetic in bfloat16 stays below
 _GRID_WINDOWS = (32, 64, 128, 256, 1024)
 _SAME = 0.003  # relative error of nothing but another 16-bit type: bfloat16 gives 0.0017
 _STEPS = 4
@@ -75,7 +74,7 @@ def look(
         with np.errstate(all="ignore"):  # broken scales are another finding
             grid = layout.read(rows)
             weights, levels = grid.weights(), None
-            difference = float((grid.distance(original) > CLEARLY_ANOTHER).mean())
+            difference = float(grid.clearly_not_rounded(original).mean())
     if not np.isfinite(weights).all() or not np.isfinite(original).all():
         return None
     return Look(
