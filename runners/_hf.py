@@ -49,19 +49,26 @@ def device() -> str:
 def load_causal_lm(folder: Path, case: Case, **settings: Any) -> PreTrainedModel:
     """The model of ``folder`` in evaluation mode on ``device()``; never from the network.
 
-    ``settings`` are passed to ``from_pretrained`` (a quantization config, say).
+    ``settings`` are passed to ``from_pretrained`` (a quantization config, say). Raises SourceError where a
+    weight of the model is not in the files.
     """
     from transformers import AutoModelForCausalLM
 
     settings.setdefault("torch_dtype" if is_old() else "dtype", case.evaluation.dtype)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
         str(readable(folder)),
         local_files_only=True,
         trust_remote_code=case.model.trust_remote_code,
         use_safetensors=None if case.model.allow_pickle else True,
         device_map=device(),
+        output_loading_info=True,
         **settings,
     )
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers gives them random values: a format that it cannot read is no error to it
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(f"{folder}: holds no {missing[0]}{more} that loads; write its weights again")
     return model.eval()
 
 
@@ -85,15 +92,19 @@ def load_tokenizer(folder: Path, case: Case) -> PreTrainedTokenizerBase:
 
 
 def empty_model(folder: Path, case: Case) -> PreTrainedModel:
-    """The model's modules without any weights (meta device): names and shapes for the price of a config."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    """The model's modules without any weights (meta device): names and shapes for the price of a config.
 
-    trust = case.model.trust_remote_code
+    A model of text and pictures has no causal class; it is made as what it is.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = load_config(folder, case)
+    pictures = type(config) in AutoModelForImageTextToText._model_mapping
+    causal = not pictures or type(config) in AutoModelForCausalLM._model_mapping
+    kind = AutoModelForCausalLM if causal else AutoModelForImageTextToText
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            load_config(folder, case), trust_remote_code=trust
-        )
+        model: PreTrainedModel = kind.from_config(config, trust_remote_code=case.model.trust_remote_code)
     return model
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runners._functions import function, function_file
 from runners._hf import device
 from runners._recipe import PRUNERS, QUANTIZERS, Step
-from scorecard.errors import SpecError, nearest
+from scorecard.errors import SourceError, SpecError, nearest
 from scorecard.spec import Case
 
 if TYPE_CHECKING:
@@ -42,16 +42,23 @@ def model_class(name: str, where: str) -> Any:
 
 
 def load_model(folder: Path, case: Case, kind: Any, **settings: Any) -> PreTrainedModel:
-    """A plain or a compressed model in evaluation mode, never from the network."""
+    """A plain or a compressed model in evaluation mode, never from the network.
+
+    Raises SourceError where a weight is missing: transformers would go on with a random one.
+    """
     with _compressed_embeddings():
-        model: PreTrainedModel = kind.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
             str(folder),
+            output_loading_info=True,
             local_files_only=True,
             trust_remote_code=case.model.trust_remote_code,
             use_safetensors=None if case.model.allow_pickle else True,
             dtype=case.evaluation.dtype,
             **{"device_map": device(), **settings},
         )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise SourceError(f"{folder}: {missing[0]} is not in the files; compress again with another recipe")
     return model.eval()
 
 
@@ -166,15 +173,37 @@ def oneshot(
         raise SpecError(f"{where}: no layer of this model is meant by its targets; write targets: [Linear]")
 
 
-def check_no_transforms(folder: Path, where: str) -> None:
+def save(model: Any, folder: Path, where: str, *, compressed: bool) -> None:
+    """Write what loading needs. Raises SpecError for a recipe whose result transformers would misread."""
+    left = _left_alone(model)
+    model.save_pretrained(folder, save_compressed=compressed)
+    (folder / "recipe.yaml").unlink(missing_ok=True)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    stored = config.get("quantization_config") or {}
+    _check_no_transforms(stored, where)
+    if stored and (more := [name for name in left if name not in stored["ignore"]]):
+        # A model of text and pictures has other names in its files than in memory; transformers reads these.
+        stored["ignore"] += more
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _left_alone(model: Any) -> list[str]:
+    """Names of the Linears that no step quantizes."""
+    from compressed_tensors.quantization.utils import is_module_quantized
+    from torch import nn
+
+    named = model.named_modules()
+    return [n for n, module in named if isinstance(module, nn.Linear) and not is_module_quantized(module)]
+
+
+def _check_no_transforms(stored: Mapping[str, Any], where: str) -> None:
     """Raises SpecError for rotations that are computed while the model runs.
 
     transformers 5.17 loads such a folder without them and without a word: weights that are rotated, inputs
     that are not.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    transforms = (config.get("quantization_config") or {}).get("transform_config") or {}
-    groups = (transforms.get("config_groups") or {}).values()
+    groups = ((stored.get("transform_config") or {}).get("config_groups") or {}).values()
     places = {place["location"] for group in groups for place in group["apply"]}
     if any(not place.startswith("weight_") for place in places):  # those are in the weights
         raise SpecError(

@@ -158,8 +158,11 @@ def write(state: Mapping[str, torch.Tensor], folder: Path) -> bool:
     return bool(narrow)
 
 
-def restored(folder: Path) -> dict[str, torch.Tensor]:
-    """The state that ``write`` stored, as the library's tensors. Raises ArtifactError for a part of none."""
+def restored(folder: Path, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """The state that ``write`` stored, as the library's tensors; 8-bit floats multiply in ``dtype``, if any.
+
+    Raises ArtifactError for a part that belongs to no tensor.
+    """
     import torch
     from safetensors import safe_open
     from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
@@ -176,10 +179,21 @@ def restored(folder: Path) -> dict[str, torch.Tensor]:
         codes = unpack(tensors.pop(name), bits, width).to(torch.int8) - 2 ** (bits - 1)
         tensors[f"{stem}qdata"] = codes
         tensors.setdefault(f"{stem}zero_point", torch.zeros_like(scale, dtype=torch.int8))
+    if dtype is not None:
+        about = {name: _with_dtype(text, dtype) for name, text in about.items()}
     state, left = unflatten_tensor_state_dict(tensors, about)
     if left:
         raise ArtifactError(f"{folder}: {min(left)} is part of no weight; compress again")
     return dict(state)
+
+
+def _with_dtype(text: str, dtype: torch.dtype) -> str:
+    """The library's metadata of a ``Float8Tensor`` for another dtype, which its ``to`` does not change."""
+    if "Float8Tensor" not in text:
+        return text
+    about = json.loads(text)
+    about["_data"]["dtype"]["_data"] = str(dtype).removeprefix("torch.")
+    return json.dumps(about)
 
 
 def _bits(text: str) -> int | None:

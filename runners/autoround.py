@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runners._calibration import token_lists
-from runners._hf import copy_side_files, device, load_causal_lm, load_tokenizer, to_lm
+from runners._hf import (
+    copy_side_files,
+    device,
+    load_causal_lm,
+    load_tokenizer,
+    model_from_state,
+    to_lm,
+    weight_files,
+)
 from runners._shapes import Shapes, check_group_size, check_multiples, check_untied
 from runners.base import BaseRunner
 from scorecard.errors import ScorecardError, SpecError, nearest
 
 if TYPE_CHECKING:
+    import torch
     from lm_eval.api.model import LM
+    from transformers import PreTrainedTokenizerBase
 
 FEATURE_MULTIPLE = 32  # both sides of a Linear: codes are packed into 32-bit words
 INTEGER = "int"
@@ -25,6 +35,18 @@ INTEGER = "int"
 FIXED = ("MXFP4", "MXFP8", "NVFP4", "FP8_STATIC", "FPW8A16", "INT8_W8A8")
 GROUPS = {"MXFP4": 32, "MXFP8": 32, "NVFP4": 16}
 BITS = {"auto_gptq": (2, 3, 4, 8), "auto_awq": (4,)}
+LEARNING = (
+    "lr",
+    "minmax_lr",
+    "momentum",
+    "nblocks",
+    "gradient_accumulate_steps",
+    "enable_minmax_tuning",
+    "enable_norm_bias_tuning",
+    "enable_quanted_input",
+    "enable_adam",
+)
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in the word the columns 0 to 7 are
 OVERRIDES = {"bits": "bits", "group_size": "group_size", "symmetric": "sym"}
 
 
@@ -130,7 +152,7 @@ class Runner(BaseRunner):
 
     @property
     def calibrates(self) -> bool:
-        return True
+        return True  # without iterations too: the library looks for a data set even where it reads none
 
     def check_shapes(self, shapes: Shapes) -> None:
         o = self.options
@@ -158,35 +180,37 @@ class Runner(BaseRunner):
         return own.get("bits", 0) >= 16 or any(part in name for part in self.options.skip_modules or ())
 
     def compress(self) -> None:
-        tokenizer = load_tokenizer(self.model_dir, self.case)
-        sequences = token_lists(self.case.calibration, tokenizer, self.options.samples)
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        import torch
+        os.environ["TQDM_DISABLE"] = "1"
         from auto_round import AutoRound
 
-        model = load_causal_lm(self.model_dir, self.case)
-        calibration = [torch.tensor([ids]) for ids in sequences]
-        work = AutoRound(
-            model,
-            tokenizer,
-            dataset=calibration,
-            nsamples=len(sequences),
-            seqlen=len(sequences[0]),
-            **self._settings(),
-        )
+        tokenizer = load_tokenizer(self.model_dir, self.case)
+        settings = {**self._settings(), **self._calibration(tokenizer)}
+        work = AutoRound(load_causal_lm(self.model_dir, self.case), tokenizer, **settings)
         with tempfile.TemporaryDirectory(dir=self.output_model) as scratch:
-            work.quantize_and_save(scratch, format=self.options.format)
+            work.quantize_and_save(scratch, format=self._format())
             _flatten(Path(scratch), self.output_model)
         copy_side_files(self.model_dir, self.output_model, self.case, config=False)
+
+    def _format(self) -> str:
+        o = self.options
+        if o.format == "auto_round" and o.scheme == INTEGER and not (o.symmetric and o.bits in BITS["auto_gptq"]):
+            return "auto_round:gptqmodel"  # of 4 bits it would be AWQ's layout, which has no kernel here
+        return str(o.format)
+
+    def _calibration(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        import torch
+
+        sequences = token_lists(self.case.calibration, tokenizer, self.options.samples)
+        dataset = [torch.tensor([ids]) for ids in sequences]
+        return {"dataset": dataset, "nsamples": len(sequences), "seqlen": len(sequences[0])}
 
     def _settings(self) -> dict[str, Any]:
         o = self.options
         grid = {"bits": o.bits, "group_size": o.group_size, "sym": o.symmetric}
-        learning = ("iters", "lr", "minmax_lr", "momentum", "nblocks", "gradient_accumulate_steps")
-        switches = [name for name in Options.__dataclass_fields__ if name.startswith("enable_")]
         return {
             **(grid if o.scheme == INTEGER else {"scheme": o.scheme}),
-            **{name: getattr(o, name) for name in (*learning, *switches)},
+            "iters": o.iters,
+            **({name: getattr(o, name) for name in LEARNING} if o.iters else {}),
             "layer_config": {name: _translated(own) for name, own in (o.layer_config or {}).items()} or None,
             "ignore_layers": ",".join(o.skip_modules or ()),
             "quant_lm_head": o.lm_head,
@@ -200,10 +224,39 @@ class Runner(BaseRunner):
     def load(self) -> LM:
         from transformers import AutoRoundConfig
 
-        # Of GPTQ's and AWQ's formats transformers asks for another library; auto-round reads them too.
-        settings = {"quantization_config": AutoRoundConfig()} if self.options.format in BITS else {}
-        model = load_causal_lm(self.output_model, self.case, **settings)
+        if self.options.format == "auto_awq":
+            model = model_from_state(self.output_model, self.case, self._unpacked())
+        else:
+            # Of GPTQ's format transformers asks for another library; auto-round reads it too.
+            settings = {"quantization_config": AutoRoundConfig()} if self.options.format in BITS else {}
+            model = load_causal_lm(self.output_model, self.case, **settings)
         return to_lm(model, load_tokenizer(self.output_model, self.case), self.case)
+
+    def _unpacked(self) -> dict[str, torch.Tensor]:
+        """Plain weights: without gptqmodel, AWQ's layout has no kernel."""
+        from safetensors.torch import load_file
+
+        stored: dict[str, torch.Tensor] = {}
+        for path in weight_files(self.output_model):
+            stored |= load_file(path)
+        for name in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
+            parts = (stored.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales"))
+            stored[f"{name}.weight"] = awq_weight(*parts)
+        return stored
+
+
+def awq_weight(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The weight [out, in] of AWQ's GEMM layout: 4 bits, eight columns to an int32, in the order of AWQ_PLACES.
+
+    qweight: int32 [in, out / 8]; qzeros: int32 [groups, out / 8]; scales: [groups, out].
+    """
+    import torch
+
+    shifts = torch.tensor([4 * place for place in AWQ_PLACES])
+    codes, zeros = ((words.unsqueeze(-1) >> shifts & 15).flatten(1) for words in (qweight, qzeros))
+    size = len(codes) // len(scales)
+    steps = (codes - zeros.repeat_interleave(size, 0)) * scales.float().repeat_interleave(size, 0)
+    return steps.T.contiguous()
 
 
 def _translated(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -202,9 +202,7 @@ class Runner(BaseRunner):
         tokenizer = load_tokenizer(self.model_dir, self.case)
         data = self._batches(tokenizer) if _recipe.needs_calibration(recipe) else None
         library.oneshot(model, tokenizer, recipe, data, where, **settings)
-        model.save_pretrained(self.output_model, save_compressed=options.save_compressed)
-        library.check_no_transforms(self.output_model, f"{where}.recipe")
-        (self.output_model / "recipe.yaml").unlink(missing_ok=True)
+        library.save(model, self.output_model, f"{where}.recipe", compressed=options.save_compressed)
         copy_side_files(self.model_dir, self.output_model, self.case, config=False)
         pictures = [self.model_dir / name for name in library.PROCESSOR_FILES]
         copy_files((path for path in pictures if path.is_file()), self.output_model)

@@ -219,6 +219,6 @@ class Runner(BaseRunner):
 def load_model(runner: Runner) -> PreTrainedModel:
     """The model of the artifact, its weights the library's tensors."""
     model = skeleton(runner.output_model, runner.case)
-    fill(model, _torchao.restored(runner.output_model), runner.output_model)
     dtype = evaluation_dtype(runner.case)
+    fill(model, _torchao.restored(runner.output_model, dtype), runner.output_model)
     return model.to(device()) if dtype is None else model.to(device=device(), dtype=dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,20 @@ Row = tuple[str, int, str, float]  # task, document, metric, value
 
 
 def evaluate(
-    lm: LM, spec: EvalSpec, *, reference: Path | None, write_reference: Path | None, documents: Path
+    lm: LM,
+    spec: EvalSpec,
+    *,
+    reference: Path | None,
+    write_reference: Path | None,
+    documents: Path,
+    calibration: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run every task and the held-out text; returns the ``result`` of an ``evaluate`` record.
 
     ``reference`` holds the original's predictions on the held-out text; for the original itself they are
-    written to ``write_reference``. The score of each document goes to ``documents`` (parquet). Raises
-    SpecError and DataUnavailable as ``resolve`` does.
+    written to ``write_reference``. The score of each document goes to ``documents`` (parquet). Texts of
+    ``calibration`` that come up again in the tasks are counted. Raises SpecError and DataUnavailable as
+    ``resolve`` does.
     """
     import lm_eval
 
@@ -51,10 +58,36 @@ def evaluate(
         **mean_accuracy(scores),
         "heldout": text.summary,
         "heldout_reason": text.reason,
+        "calibration_overlap": _overlap(calibration, results["samples"]),
         "lm_eval_version": lm_eval.__version__,
         "seconds": time.perf_counter() - started,
         "settings": to_json(spec),
     }
+
+
+def _overlap(
+    calibration: Sequence[str] | None, samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any] | None:
+    """By task: documents that share a run of words with the calibration text, see runners/_overlap.py."""
+    from runners._overlap import overlap
+
+    if calibration is None:
+        return None
+    found = {}
+    for name, scored in samples.items():
+        documents = {sample["doc_id"]: sample["doc"] for sample in scored}  # once, however many filters
+        counted = overlap(calibration, [" ".join(_strings(document)) for document in documents.values()])
+        found[name] = {key: counted[key] for key in ("documents", "of", "ngram")}
+    return found
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a document, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(part)
 
 
 def mean_accuracy(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -158,6 +158,7 @@ class Bench:
         refers = baseline.id != case.id
         needs = [self._fetch(case.model), self.future(case, "compress"), self._prepare(case.evaluation)]
         needs += [self.future(baseline, "evaluate")] if refers else []
+        text = self._calibration(case)
 
         def run() -> Record:
             fetched, *records = [need.result() for need in needs]
@@ -169,7 +170,7 @@ class Bench:
             runner = base.get(case.config.runner)
             inputs = keys.evaluate(case, runner, parent.key, tasks.result, reference and reference.key)
             request = {
-                "case": case,
+                "case": text.result(),
                 "artifact": self._artifact(parent),
                 "hidden": self._hidden(fetched),
                 "reference": reference and str(self.store.path(reference.key) / REFERENCE),
@@ -177,7 +178,7 @@ class Bench:
             }
             return self._perform("evaluate", case.id, inputs, request)
 
-        return self._graph.after(needs, run)
+        return self._graph.after([*needs, text], run)
 
     def _measure(self, case: Case) -> Future[Record]:
         baseline = self.baseline_of(case)

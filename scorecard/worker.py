@@ -182,6 +182,7 @@ def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     granted = {"artifact": _path(request.artifact, "artifact"), "out": folder}
     if request.reference:
         granted["reference"] = Path(request.reference).parent
+    calibration = _calibration_texts(case)
     seen = _isolate(request, scratch, granted)
     out, reference = seen.granted["out"], seen.granted.get("reference")
     _check_gpu()
@@ -192,8 +193,19 @@ def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
             reference=reference / Path(request.reference or "").name if reference else None,
             write_reference=out / "reference.safetensors" if request.writes_reference else None,
             documents=out / "documents.parquet",
+            calibration=calibration,
         )
     return {**result, "isolation": seen.mode, "threads": request.threads}
+
+
+def _calibration_texts(case: Case) -> list[str] | None:
+    """What the case was calibrated on; to be read before the store, which may hold it, is out of reach."""
+    from runners import _calibration, base
+
+    runner = base.get(case.config.runner)(case, None, Path())
+    if case.calibration is None or not runner.calibrates:
+        return None
+    return _calibration.documents(case.calibration.data)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,14 @@ def round_trip(
     return {name: torch.load(folder / f"{name}.logits.pt") for name in options}
 
 
+def plain_logits(model: Path) -> torch.Tensor:
+    """Logits of a model that no library compressed, computed in this process."""
+    from fresh_logits import logits
+    from transformers import AutoModelForCausalLM
+
+    return logits(AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval())
+
+
 def divergence(old: torch.Tensor, new: torch.Tensor) -> float:
     """KL(old || new) in nats a token."""
     log_old, log_new = old.log_softmax(-1), new.log_softmax(-1)

@@ -27,13 +27,15 @@ def load(**more):
 def transformers(name, config):
     load(quantization_config=config, device_map="cpu").save_pretrained(output / name)
 four = {"load_in_4bit": True, "llm_int8_skip_modules": ["lm_head"]}
-transformers("nf4", BitsAndBytesConfig(**four, bnb_4bit_quant_type="nf4", bnb_4bit_quant_storage=torch.bfloat16))
+stored = {"bnb_4bit_quant_storage": torch.bfloat16}
+transformers("nf4", BitsAndBytesConfig(**four, bnb_4bit_quant_type="nf4", **stored))
 transformers("fp4", BitsAndBytesConfig(**four, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True))
 transformers("int8", BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[]))
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
 transformers("torchao-int8", TorchAoConfig(Int8WeightOnlyConfig()))
 transformers("torchao-float8", TorchAoConfig(Float8WeightOnlyConfig()))
-transformers("torchao-int4", TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))))
+groups = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+transformers("torchao-int4", TorchAoConfig(groups))
 from hqq.core.quantize import BaseQuantizeConfig
 from hqq.models.hf.base import AutoHQQHFModel
 for bits, axis in ((4, 1), (3, 1), (2, 0)):
@@ -46,7 +48,8 @@ for name, weights in (("quanto-int8", qint8), ("quanto-int4", qint4), ("quanto-f
     made.save_pretrained(output / name)
 import modelopt.torch.quantization as mtq
 from safetensors.torch import save_file
-for name, config in (("modelopt-int4", mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG), ("modelopt-int8", mtq.INT8_DEFAULT_CFG)):
+four, eight = mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG, mtq.INT8_DEFAULT_CFG
+for name, config in (("modelopt-int4", four), ("modelopt-int8", eight)):
     made = mtq.quantize(load(), config, lambda model: model(torch.arange(64)[None]))
     mtq.compress(made)
     (output / name).mkdir()
@@ -100,6 +103,13 @@ compress("nothing", "GPTQModifier", "scheme: W4A16", "quant", "mods")
 from llmcompressor.modifiers.gptq import GPTQModifier
 GPTQModifier.calibrate_module = lambda *arguments: None
 compress("gptq-without-hooks", "GPTQModifier", "scheme: W4A16")
+"""
+UNPACK = """
+import sys, torch
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+whole = CompressedTensorsConfig(dequantize=True)
+made = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=whole, dtype=torch.float16)
+made.save_pretrained(sys.argv[2])
 """
 Make = Callable[[str], Path]
 
@@ -259,20 +269,8 @@ def test_an_lm_head_left_out_although_asked(artifacts: Make, model: Path) -> Non
 
 
 def test_float16_stored_as_int4(artifacts: Make, model: Path, tmp_path: Path) -> None:
-    """What llm-compressor rounds, saved without packing it."""
-    code = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-made = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
-del made.config.quantization_config
-made.half().save_pretrained(sys.argv[2])
-"""
-    loading = code.replace("sys.argv[1], ", "sys.argv[1], quantization_config=RUN, ").replace(
-        "made =",
-        "from transformers import CompressedTensorsConfig\nRUN = CompressedTensorsConfig("
-        "run_compressed=False)\nmade =",
-    )
-    run_python("llmcompressor", loading, artifacts("llmcompressor") / "w4", tmp_path / "artifact")
+    """What llm-compressor rounded, unpacked again by transformers and saved as it is in memory."""
+    run_python("llmcompressor", UNPACK, artifacts("llmcompressor") / "w4", tmp_path / "artifact")
     (found,) = errors(tmp_path / "artifact", model, {"runner": "llmcompressor", "bits": 4})
     assert "and 13 more: only 16 values in a group, but stored in F16" in found
 

@@ -1,6 +1,6 @@
 """Which backend takes which architecture: tiny random models through compress, reload and comparison.
 
-    python tools/architectures.py [--runners awq,hqq] [--architectures Llama,Phi] [--output docs/architectures.md]
+    python tools/architectures.py [--runners awq,hqq] [--architectures Llama,Phi] [--output FILE.md]
 
 Each cell is compressed in a fresh process of the runner's own environment, loaded in another one from the
 artifact alone, and compared with the original as that environment loads it. Random weights tell a wrong
@@ -130,7 +130,8 @@ def cell(case: Case, model: Path, scratch: Path) -> Cell:
         return Cell(reason=f"skipped: {error}")
     except (AssertionError, ScorecardError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return Cell(reason=f"failed: {lines[-1] if lines else type(error).__name__}"[:200])
+        last = (lines[-1] if lines else type(error).__name__).removeprefix("scorecard.errors.")
+        return Cell(reason=f"failed: {last}"[:200])
     return Cell(divergence(original, found))
 
 
@@ -180,9 +181,9 @@ def table(rows: Mapping[str, Mapping[str, Cell]], columns: list[str]) -> str:
 HEAD = """\
 # Architectures
 
-KL divergence (nats a token) of tiny random models, compressed and then reloaded in a fresh process, against the
-original; made by `python tools/architectures.py`. The weights are random: the numbers tell a wrong reload from a
-right one, not a good recipe from a bad one.
+KL divergence (nats a token) of tiny random models, compressed and then reloaded in a fresh process, against
+the original; made by `python tools/architectures.py`. The weights are random: the numbers tell a wrong reload
+from a right one, not a good recipe from a bad one.
 
 """
 
