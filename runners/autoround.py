@@ -193,7 +193,11 @@ class Runner(BaseRunner):
 
     def _format(self) -> str:
         o = self.options
-        if o.format == "auto_round" and o.scheme == INTEGER and not (o.symmetric and o.bits in BITS["auto_gptq"]):
+        if (
+            o.format == "auto_round"
+            and o.scheme == INTEGER
+            and not (o.symmetric and o.bits in BITS["auto_gptq"])
+        ):
             return "auto_round:gptqmodel"  # of 4 bits it would be AWQ's layout, which has no kernel here
         return str(o.format)
 

@@ -58,7 +58,9 @@ def evaluation(table: pd.DataFrame, kl: float) -> dict:
             "perplexity": 3 + kl, "perplexity_stderr": 0.05,
             "bits_per_byte": 1.1, "bits_per_byte_stderr": 0.01, "tokens": 1280, "documents": 32,
         },
-        "heldout_reason": None, "calibration_overlap": None, "lm_eval_version": "0.4.13", "seconds": 1.0,
+        "heldout_reason": None,
+        "calibration_overlap": {t: {"documents": 0, "of": 100, "ngram": 13} for t in TASKS},
+        "lm_eval_version": "0.4.13", "seconds": 1.0,
         "settings": {"limit": None, "dtype": "bfloat16"}, "isolation": "namespace", "threads": 1,
     }  # fmt: skip
 

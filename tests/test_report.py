@@ -297,7 +297,7 @@ def documented(section: str) -> set[str]:
 def keys_of(value: object, prefix: str = "") -> set[str]:
     """Paths of a result as the docs write them: NAME for what a user named, [] for list items."""
     if isinstance(value, dict) and "samples_seconds" not in value:
-        named = prefix in ("tasks", "tasks.NAME.metrics")
+        named = prefix in ("tasks", "tasks.NAME.metrics", "calibration_overlap")
         found: set[str] = set()
         for key, inner in value.items():
             path = f"{prefix}.{'NAME' if named else key}".lstrip(".")
