@@ -13,6 +13,7 @@ is entered.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import sys
 from array import array
@@ -176,6 +177,8 @@ def token_sha256(sequences: Sequence[Sequence[int]]) -> str:
 def describe(case: Case, model_dir: Path) -> dict[str, Any] | None:
     """What the record says of the calibration: ``{"data", "sha256", "samples", "tokens"}``.
 
+    ``data`` is what models.yaml names, with the commit of a data set of the hub after an ``@``.
+
     A runner that uses fewer sequences than ``calibration.samples`` says so in an option named ``samples``.
     """
     if case.calibration is None:
@@ -183,8 +186,17 @@ def describe(case: Case, model_dir: Path) -> dict[str, Any] | None:
     tokenizer = load_tokenizer(model_dir, case)
     sequences = token_lists(case.calibration, tokenizer, case.config.options.get("samples"))
     return {
-        "data": case.calibration.data,
+        "data": _origin(case.calibration.data),
         "sha256": token_sha256(sequences),
         "samples": len(sequences),
         "tokens": sum(map(len, sequences)),
     }
+
+
+def _origin(data: str) -> str:
+    """What a file that ``resolve`` wrote was made from; any other is its own origin."""
+    about = Path(data).with_suffix(".origin.json")
+    if data.startswith("embedded:") or not about.is_file():
+        return data
+    origin = json.loads(about.read_text(encoding="utf-8"))
+    return f"{origin['data']}@{origin['revision']}" if origin["revision"] else str(origin["data"])

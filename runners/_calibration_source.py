@@ -39,7 +39,7 @@ def resolve(spec: CalibrationSpec, folder: Path, *, offline: bool = False) -> Pa
     if spec.text_column and spec.messages_column:
         raise SpecError("calibration.text_column: messages_column is set too; keep one of them")
     columns = (spec.text_column, spec.messages_column, spec.images_column)
-    plain = spec.data.endswith((".jsonl", ".txt")) and not any(columns)
+    plain = spec.data.endswith((".jsonl", ".txt")) and not any(columns) and not spec.vision_samples
     if plain or spec.data.startswith("embedded:"):
         return path_of(spec.data)
     found, revision = _rows(spec, folder, offline)
@@ -90,8 +90,18 @@ def _rows(spec: CalibrationSpec, folder: Path, offline: bool) -> tuple[Iterator[
         records, revision = fetch(chosen, spec, offline=offline)
     else:
         chosen, revision = _asked(HubSet("", ""), spec), None
-        records = in_order(list(table(path_of(spec.data))), spec)
+        path = path_of(spec.data)
+        records = in_order([_placed(record, chosen, path.parent) for record in table(path)], spec)
     return (_row(record, chosen, spec.data, folder) for record in records), revision
+
+
+def _placed(record: Row, chosen: HubSet, folder: Path) -> Row:
+    """The record with the paths of its pictures seen from the file that it is in."""
+    column = chosen.images or "images"
+    if column not in record:
+        return record
+    every = record[column] if isinstance(record[column], list) else [record[column]]
+    return {**record, column: [str(folder / one) if isinstance(one, str) else one for one in every]}
 
 
 def _asked(known: HubSet, spec: CalibrationSpec) -> HubSet:

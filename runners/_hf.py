@@ -88,6 +88,7 @@ def load_tokenizer(folder: Path, case: Case) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         str(readable(folder)), local_files_only=True, trust_remote_code=trust
     )
+    tokenizer.name_or_path = str(folder)  # not that of a translated view: lm-eval shows it
     return tokenizer
 
 

@@ -55,7 +55,7 @@ class Options:
     scheme: str = field(
         default=INTEGER,
         metadata={
-            "doc": "int: weights as whole numbers, by bits, group_size and symmetric; the others are what their "
+            "doc": "int: whole numbers, by bits, group_size and symmetric; the others are what their "
             "names say, most with rounded activations",
             "choices": (INTEGER, *FIXED),
         },
@@ -91,7 +91,7 @@ class Options:
     layer_config: dict[str, dict[str, Any]] | None = field(
         default=None,
         metadata={
-            "doc": f"options of single layers: full name -> some of {', '.join(OVERRIDES)} (bits 16: left alone)"
+            "doc": f"of single layers: full name -> some of {', '.join(OVERRIDES)} (bits 16: left alone)"
         },
     )
     skip_modules: list[str] | None = field(
@@ -250,7 +250,7 @@ class Runner(BaseRunner):
 
 
 def awq_weight(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The weight [out, in] of AWQ's GEMM layout: 4 bits, eight columns to an int32, in the order of AWQ_PLACES.
+    """The weight [out, in] of AWQ's GEMM layout: 4 bits, eight columns to an int32, ordered by AWQ_PLACES.
 
     qweight: int32 [in, out / 8]; qzeros: int32 [groups, out / 8]; scales: [groups, out].
     """

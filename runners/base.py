@@ -34,7 +34,7 @@ class NoOptions:
 
 
 class BaseRunner(ABC):
-    Options: ClassVar[type[Any]] = NoOptions  # frozen dataclass; field metadata: doc, choices, path
+    Options: ClassVar[type[Any]] = NoOptions  # frozen dataclass; field metadata: doc, choices, path, key
     environment: ClassVar[str] = CORE  # a file of environments/, or CORE
     requires: ClassVar[tuple[str, ...]] = ()  # "name==version": its own distributions in that environment
     version: ClassVar[int] = 1  # raise when equal options would now give different files
@@ -58,17 +58,17 @@ class BaseRunner(ABC):
 
     @property
     def calibrates(self) -> bool:
-        """Whether ``compress`` reads the calibration text with these options: its hash then enters the key."""
+        """Whether ``compress`` reads calibration text with these options: its hash then enters the key."""
         return False
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most have nothing to say
         """Raises RunnerUnavailable, with what mends it, when these options want what this machine lacks.
 
         Asked before the environment is built: imports nothing. A backend for GPUs must not fall back to the
         CPU; it says so here.
         """
 
-    def check_shapes(self, shapes: Shapes) -> None:
+    def check_shapes(self, shapes: Shapes) -> None:  # noqa: B027
         """Raises SpecError naming the first layer of the model that these options cannot store."""
 
     def inputs(self) -> Mapping[str, Any]:

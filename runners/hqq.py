@@ -129,7 +129,8 @@ class Runner(BaseRunner):
 
         model = load_causal_lm(self.model_dir, self.case, dtype="auto")
         use_linears(model)
-        names = self._chosen(shapes(self.model_dir, self.case))
+        found = shapes(self.model_dir, self.case)
+        names = self._chosen(found)
         own = self.options.compute_dtype == "auto"
         dtype = model.dtype if own else getattr(torch, self.options.compute_dtype)
         self.set_solver()
@@ -140,7 +141,9 @@ class Runner(BaseRunner):
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
         save_file(stored, self.output_model / WEIGHTS, metadata={"format": "pt"})
         copy_side_files(self.model_dir, self.output_model, self.case)
-        note = {"quant_method": "hqq", "compute_dtype": str(dtype).removeprefix("torch.")}
+        note: dict[str, Any] = {"quant_method": "hqq", "compute_dtype": str(dtype).removeprefix("torch.")}
+        every = found.layers(lm_head=True)
+        note["skip_modules"] = [name for name in every if name not in names]
         say_quantized(self.output_model, {**note, "quant_config": {"weight_quant_params": self.settings()}})
 
     def settings(self) -> dict[str, Any]:

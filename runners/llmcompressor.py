@@ -12,6 +12,7 @@ from runners import _llmcompressor as library
 from runners import _recipe, _recipe_options
 from runners._calibration import fingerprint, token_lists, vision_rows
 from runners._hf import copy_files, copy_side_files, load_tokenizer, to_lm
+from runners._llmcompressor_data import batches, picture_batches
 from runners._shapes import Shapes, check_group_size
 from runners.base import BaseRunner
 from scorecard import machine
@@ -104,7 +105,7 @@ class Options:
     model_class: str = field(default=library.CAUSAL, metadata={"doc": "class of transformers to load with"})
     tracing_class: str | None = field(
         default=None,
-        metadata={"doc": "class to compress with, of transformers or `file.py:Class`; null: model_class"},
+        metadata={"doc": "class of transformers to compress with; null: model_class"},
     )
     max_memory_per_gpu: str | float | None = field(
         default=None, metadata={"doc": "GB of the model on each GPU, or `hessian`: leave room for GPTQ's"}
@@ -119,7 +120,7 @@ class Options:
             "path": True,
         },
     )
-    tags: list[str] | None = field(default=None, metadata={"doc": "words kept with the record"})
+    tags: list[str] | None = field(default=None, metadata={"doc": "words kept with the record", "key": False})
 
     def __post_init__(self) -> None:
         if isinstance(self.max_memory_per_gpu, str) and self.max_memory_per_gpu != "hessian":
@@ -226,8 +227,8 @@ class Runner(BaseRunner):
             processor = AutoProcessor.from_pretrained(
                 str(self.model_dir), local_files_only=True, trust_remote_code=trust
             )
-            pictures = library.picture_batches(vision_rows(calibration), processor, calibration.max_length)
-        return library.batches(texts, pictures, options.batch_size, options.data_collator)
+            pictures = picture_batches(vision_rows(calibration), processor, calibration.max_length)
+        return batches(texts, pictures, options.batch_size, options.data_collator)
 
     def _keep_copy(self) -> None:
         if self.options.save_directory is None:

@@ -101,6 +101,8 @@ def _lock(names: Sequence[str]) -> int:
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv is None:
         raise ScorecardError("scorecard env lock: needs uv; run 'pip install uv'")
+    # Without further indexes: one that holds some files only would give only their hashes.
+    environment = {k: v for k, v in installing.uv_environment().items() if k != "UV_INDEX"}
     for name in names:
         source = locks.FOLDER / f"{name}.in"
         if not source.is_file():
@@ -109,9 +111,7 @@ def _lock(names: Sequence[str]) -> int:
             )
         command = [uv, "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate"]
         command += ["--upgrade", "--python-version", "3.11", str(source)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=installing.uv_environment()
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             raise ScorecardError(f"environments/{name}.in: {installing.last_line(done.stderr)}")
         text = _HEADER.format(name=name) + any_build(done.stdout)

@@ -68,8 +68,12 @@ def _definitions(folder: Path) -> dict[str, str]:
 def compress(case: Case, runner: BaseRunner, model_sha256: str) -> dict[str, Any]:
     """The model's bytes, the recipe with its defaults, calibration data, packages and the kind of device."""
     kind = type(runner)
-    # A folder's place changes nothing; what is in it is told by the runner's inputs().
-    fields = [f for f in dataclasses.fields(runner.options) if not f.metadata.get("path")]
+    # A folder's place changes nothing; what is in it is told by the runner's inputs(). Words do not either.
+    fields = [
+        f
+        for f in dataclasses.fields(runner.options)
+        if not f.metadata.get("path") and f.metadata.get("key", True)
+    ]
     calibration = case.calibration if runner.calibrates else None
     return {
         "stage": "compress",

@@ -194,7 +194,8 @@ def place_options(case: Case, folder: Path) -> Case:
     """The case with every option that is a path made absolute; ``folder`` is the one of models.yaml."""
     fields = dataclasses.fields(base.get(case.config.runner).Options)
     paths = {f.name for f in fields if f.metadata.get("path")} & set(case.config.options)
-    options = {n: str(folder / v) if n in paths else v for n, v in case.config.options.items()}
+    given = case.config.options.items()
+    options = {n: str(folder / v) if n in paths and v is not None else v for n, v in given}
     return dataclasses.replace(case, config=dataclasses.replace(case.config, options=options))
 
 

@@ -205,12 +205,14 @@ def test_a_loader_gives_texts_messages_and_tokens(tmp_path: Path) -> None:
 
 def test_pictures_are_kept_beside_their_texts(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(PIXEL)
-    path = tmp_path / "a.json"
-    records = [{"text": f"t{i}", "images": [str(tmp_path / "p.png")]} for i in range(3)]
-    path.write_text(json.dumps([*records, {"text": "no picture"}]))
+    path = tmp_path / "a.jsonl"
+    records = [{"text": f"t{i}", "images": ["p.png"]} for i in range(3)]
+    write(path, *records, {"text": "no picture"})
     asked = spec(path, vision_samples=2)
     resolved = dataclasses.replace(asked, data=str(resolve(asked, tmp_path / "cache")))
     found = calibration.vision_rows(resolved)
+    (tmp_path / "p.png").write_bytes(PIXEL + b".")
+    assert resolve(asked, tmp_path / "cache") != Path(resolved.data)  # other pictures are other data
     assert [Path(p).read_bytes() for row in found for p in row["images"]] == [PIXEL] * 2
     with pytest.raises(
         DataUnavailable, match="holds 2 documents with pictures, not 5; write vision_samples: 2"
@@ -255,6 +257,7 @@ def test_a_hub_set_comes_from_the_cache(cache: Path, tmp_path: Path, data: str) 
     assert sorted(row["text"] for row in found) == [f"Question: Q{i}\nAnswer: A{i}" for i in range(9)]
     origin = json.loads(path.with_suffix(".origin.json").read_text())
     assert origin == {"data": data, "revision": "c" * 40, "documents": 9}
+    assert calibration._origin(str(path)) == f"{data}@{'c' * 40}"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tiny_model import make_case
 
 from runners import _recipe, base
 from runners._shapes import Shapes
+from scorecard import keys
 from scorecard.errors import RunnerUnavailable, SpecError
 from scorecard.load import load
 
@@ -331,3 +332,12 @@ def test_another_recipe_in_the_file_is_another_case(tmp_path: Path) -> None:
         (tmp_path / "r.yaml").write_text(f"GPTQModifier: {{scheme: {scheme}}}")
         found.append(load(tmp_path / "models.yaml").cases[0].config.options)
     assert found[0] != found[1]
+
+
+def test_tags_and_places_do_not_change_the_key() -> None:
+    def key(**options: Any) -> Any:
+        case = make_case("llmcompressor", options)
+        return keys.compress(case, base.get("llmcompressor")(case, None, Path("out")), "0")
+
+    assert key(tags=["a"], save_directory="x") == key(tags=["b"])
+    assert key(scheme="W8A16") != key()

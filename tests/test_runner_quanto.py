@@ -1,4 +1,4 @@
-"""optimum-quanto: a fresh load of the artifact is the model in memory, and what the library's own loader gives."""
+"""optimum-quanto: a fresh load of the artifact is the model in memory, and what the library itself loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchao: a fresh load of the artifact is what transformers quantizes in memory, saves and loads with torchao."""
+"""torchao: a fresh load of the artifact is what transformers quantizes in memory, and what it loads."""
 
 from __future__ import annotations
 

@@ -12,11 +12,14 @@ from typing import Any
 _WEIGHT_BITS = (  # spellings of formats and schemes, first match wins
     re.compile(r"^w(\d)a\d+", re.I),  # W4A16
     re.compile(r"^8da(\d)w$", re.I),  # torchao
-    re.compile(r"^(?:nv|mx)?fp(\d)", re.I),  # FP8_DYNAMIC, NVFP4A16, MXFP4
+    re.compile(r"^(?:nv|mx)?fpw?(\d)", re.I),  # FP8_DYNAMIC, NVFP4A16, MXFP4, FPW8A16
+    re.compile(r"^int(\d)(?:_|$)", re.I),  # INT8_W8A8
     re.compile(r"^[a-z_]+(\d)$", re.I),  # nf4, int8, qint4
 )
+_FLOAT_SCHEME = re.compile(r"^(?:(?:nv|mx)?fp|int8_)", re.I)
 _BEYOND_ROUNDING = (("gptq", "GPTQ"), ("awq", "AWQ"), ("auto_?-?round", "AutoRound"))
 _METHOD_KEYS = ("runner", "recipe", "method", "algorithm", "modifier", "modifiers")
+_EXCLUDING = ("exclude", "skip_modules", "ignore", "targets", "layer_config", "dynamic")
 _SPARSE = re.compile(r"sparse|spars|wanda|prun", re.I)
 _ROTATING = re.compile(r"spinquant|quip|quarot|hadamard", re.I)
 
@@ -31,22 +34,34 @@ class Asked:
 
 
 def by_claims(claims: Mapping[str, Any]) -> Asked:
-    """From ``bits``, ``format`` or ``scheme``, ``group_size`` or ``block_size``, and ``symmetric``."""
+    """From ``bits``, ``format`` or ``scheme``, ``group_size`` or ``block_size``, and ``symmetric``.
+
+    A scheme of floats (``NVFP4``, ``FP8_BLOCK``) says by itself how they are stored.
+    """
+    scheme = str(claims.get("scheme"))
+    if _FLOAT_SCHEME.match(scheme):
+        return Asked(_bits_of(scheme))
     size = claims.get("group_size")
     if size is None and claims.get("format") in ("nf4", "fp4"):
         size = claims.get("block_size")
     return Asked(_claimed_bits(claims), _whole(size), _truth(claims.get("symmetric")))
 
 
+def leaves_out(claims: Mapping[str, Any]) -> bool:
+    """Whether the options name layers to leave alone."""
+    return any(claims.get(key) for key in _EXCLUDING) or bool(claims.get("recipe"))
+
+
 def _claimed_bits(claims: Mapping[str, Any]) -> float | None:
     bits = claims.get("bits")
     if isinstance(bits, int | float) and not isinstance(bits, bool):
         return bits
-    for said in (str(claims.get("format")), str(claims.get("scheme"))):
-        for pattern in _WEIGHT_BITS:
-            if found := pattern.match(said):
-                return int(found[1])
-    return None
+    return _bits_of(str(claims.get("format"))) or _bits_of(str(claims.get("scheme")))
+
+
+def _bits_of(said: str) -> int | None:
+    found = next((match for pattern in _WEIGHT_BITS if (match := pattern.match(said))), None)
+    return int(found[1]) if found else None
 
 
 def by_config(config: Mapping[str, Any], layer: str) -> Asked:
@@ -116,9 +131,12 @@ def methods(claims: Mapping[str, Any], applied: str) -> Methods:
     """``applied``: the recipe that llm-compressor wrote beside the weights, or nothing."""
     said = json.dumps({k: claims[k] for k in _METHOD_KEYS if claims.get(k)}, default=str)
     text = f"{said} {applied}"
+    turned = str(claims.get("rotation"))
     sparse = any(value and _SPARSE.search(key) for key, value in claims.items())
     return Methods(
-        _tuned(claims, said.lower()), sparse or bool(_SPARSE.search(text)), bool(_ROTATING.search(text))
+        _tuned(claims, said.lower()),
+        sparse or bool(_SPARSE.search(text)),
+        bool(_ROTATING.search(f"{text} {turned}")),
     )
 
 

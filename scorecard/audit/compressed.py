@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scorecard.audit.asked import Asked, Methods, by_claims, by_config, overridden
+from scorecard.audit.asked import Asked, Methods, by_claims, by_config, leaves_out, overridden
 from scorecard.audit.finding import Finding, Findings, some
 from scorecard.audit.grid import Stored
 from scorecard.audit.layer import Layer
@@ -14,6 +14,7 @@ from scorecard.audit.look import Look
 
 _SPARSE = 0.1  # share of zeros that no dense weight has
 _ALL_ALIKE = 0.9
+_NUMBERED_THROUGH = ("bitsandbytes", "hqq", "quanto", "modelopt")  # their groups may span rows
 _ROOMY = 1.2  # HQQ's 3 bits take 3.2, and a little more in small layers
 
 
@@ -32,9 +33,9 @@ def check(
         left = [layer for layer, asked in outer if asked == option and layer.uncompressed]
         if left:
             yield Finding("error", f"{some(left)}: stored at its original width although '{option}: true'")
-    heads = [layer for layer, option in outer if option == "lm_head"]
+    heads = [layer for layer, option in outer if option == "lm_head" and not claims.get("lm_head_bits")]
     yield from _as_asked([*body, *heads], claims, config)
-    yield from _wider_than_claimed(body, by_claims(claims).bits)
+    yield from _wider_than_claimed(body, by_claims(claims).bits, leaves_out=leaves_out(claims))
     yield from _held_wider([*body, *(layer for layer, _ in outer)])
     yield from _unseen(body)
 
@@ -84,8 +85,8 @@ def _group_size(asked: Asked, layer: Layer) -> int | None:
     size = asked.group_size
     if size is None or not layer.width:
         return None
-    through = layer.packed is not None and layer.packed.format.startswith("bitsandbytes")
-    return size if through else layer.width if size <= 0 else min(size, layer.width)
+    through = layer.packed is not None and layer.packed.format.startswith(_NUMBERED_THROUGH)
+    return layer.width if size <= 0 else size if through else min(size, layer.width)
 
 
 _QUESTIONS = (
@@ -123,7 +124,7 @@ def _say(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
-def _wider_than_claimed(body: Sequence[Layer], bits: float | None) -> Findings:
+def _wider_than_claimed(body: Sequence[Layer], bits: float | None, *, leaves_out: bool) -> Findings:
     """More than ``1.6 bits + 1`` per weight: room for scales of small groups, not for the next wider type.
 
     Where the layout is known its codes were compared already; what counts here is what lies beside them.
@@ -139,7 +140,7 @@ def _wider_than_claimed(body: Sequence[Layer], bits: float | None) -> Findings:
     twice = [layer for layer in body if layer.packed and any(_whole_float(layer))]
     if twice:
         yield Finding("error", f"{some(twice)}: stored twice, as codes and as floats; drop the floats")
-    if wide or twice or all(layer.uncompressed for layer in body):
+    if wide or twice or leaves_out or all(layer.uncompressed for layer in body):
         return
     plain = [layer for layer in body if layer.plain and not layer.packed]
     mean = 8 * sum(layer.stored_bytes for layer in body) / sum(layer.module.parameters for layer in body)

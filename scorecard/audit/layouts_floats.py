@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from scorecard.audit import numbers
 from scorecard.audit.grid import Grid, Stored
-from scorecard.audit.parts import Parts
+from scorecard.audit.parts import Parts, json_object
 from scorecard.audit.reading import Read
 from scorecard.safetensors_header import Tensor
 
@@ -32,8 +31,10 @@ def bitsandbytes_4bit(parts: Parts) -> Stored | None:
         return None
     if codes.size_bytes * 2 != out * width or levels.count != 16:
         return None
-    state = json.loads(numbers.text(parts.tensors[state_name]))
-    block = int(state["blocksize"])
+    state = json_object(numbers.text(parts.tensors[state_name]))
+    name, block = state_name.removeprefix(_STATE), _whole(state.get("blocksize"))
+    if not block or absmax.count * block < out * width:
+        return Stored(f"bitsandbytes {name}", 4)
     nested = parts.get("weight.nested_absmax"), parts.get("weight.nested_quant_map")
 
     def read(rows: Ints) -> Grid:
@@ -44,14 +45,17 @@ def bitsandbytes_4bit(parts: Parts) -> Stored | None:
         code = np.where(place % 2, stored & 15, stored >> 4)
         scale = numbers.raw(absmax).reshape(-1)[place // block]
         if absmax.dtype == "U8" and nested[0] is not None and nested[1] is not None:
-            outer = numbers.floats(nested[0])[place // block // int(state["nested_blocksize"])]
-            scale = numbers.floats(nested[1])[scale] * outer + np.float32(state["nested_offset"])
+            outer = numbers.floats(nested[0])[place // block // _whole(state.get("nested_blocksize"))]
+            scale = numbers.floats(nested[1])[scale] * outer + np.float32(state.get("nested_offset", 0))
         values = numbers.floats(levels).reshape(-1)
         scale = scale.astype(np.float32)
         return Grid(values[code], scale, np.zeros_like(scale), numbers.table(values.tolist()))
 
-    name = state_name.removeprefix(_STATE)
     return Stored(f"bitsandbytes {name}", 4, block, None, 4, read)
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def fp4(parts: Parts) -> Stored | None:
@@ -126,7 +130,8 @@ def _fp8_reader(codes: Tensor, scales: Tensor) -> Read:
     def read(rows: Ints) -> Grid:
         import numpy as np
 
-        stored: NDArray[np.float32] = numbers.floats(scales).reshape(down, across)
+        kind = "F8_E8M0" if scales.dtype == "U8" else scales.dtype  # MXFP8
+        stored: NDArray[np.float32] = numbers.decoded(numbers.raw(scales), kind).reshape(down, across)
         scale: Floats = np.repeat(stored[rows // (out // down)], width // across, axis=1)
         levels = numbers.decoded(numbers.raw(codes)[rows], codes.dtype)
         every = numbers.byte_values(codes.dtype)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from scorecard.audit import numbers, reading
 from scorecard.audit.grid import Grid, Stored
-from scorecard.audit.parts import Parts, metadata
+from scorecard.audit.parts import Parts, json_object, metadata
 from scorecard.safetensors_header import Tensor
 
 if TYPE_CHECKING:
@@ -108,8 +107,10 @@ def _int8_reader(codes: Tensor, scales: Tensor, zeros: Tensor | None, half: int,
 def _torchao_bits(codes: Tensor) -> int:
     """``target_dtype`` of torchao's ``IntxUnpackedToInt8Tensor``; 8 for all its other int8 tensors."""
     module = codes.name.removesuffix("_weight_qdata")
-    note = json.loads(metadata(codes.path).get(f"{module}weight", "{}"))
-    kind = str((note.get("_data") or {}).get("target_dtype", {}).get("_data", "int8"))
+    note = json_object(metadata(codes.path).get(f"{module}weight", "{}"))
+    for key in ("_data", "target_dtype"):
+        note = note[key] if isinstance(note.get(key), dict) else {}
+    kind = str(note.get("_data", "int8"))
     number = kind.removeprefix("int")
     return int(number) if number.isdigit() and 1 <= int(number) <= 8 else 8
 

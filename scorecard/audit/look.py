@@ -65,7 +65,7 @@ def look(
         return None
     original = _rows(weight, rows, transposed=transposed)
     if layout.format == "plain":
-        here = max((t for t in stored if not t.name.endswith("bias")), key=lambda tensor: tensor.count)
+        here = max(stored, key=lambda tensor: tensor.count)
         weights = _rows(here, rows, transposed=transposed)
         difference, levels = None, grid_levels(weights, original)
     elif layout.read is None:

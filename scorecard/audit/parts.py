@@ -36,6 +36,15 @@ def metadata(path: Path) -> Mapping[str, str]:
     return _metadata(path, path.stat().st_mtime_ns)
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """Empty for what is no JSON object: a broken note is no note."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 @functools.lru_cache(maxsize=8)
 def _metadata(path: Path, _: int) -> Mapping[str, str]:
     with path.open("rb") as file:
