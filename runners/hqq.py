@@ -129,8 +129,7 @@ class Runner(BaseRunner):
 
         model = load_causal_lm(self.model_dir, self.case, dtype="auto")
         use_linears(model)
-        found = shapes(self.model_dir, self.case)
-        names = self._chosen(found)
+        names = self._chosen(shapes(self.model_dir, self.case))
         own = self.options.compute_dtype == "auto"
         dtype = model.dtype if own else getattr(torch, self.options.compute_dtype)
         self.set_solver()
@@ -141,9 +140,8 @@ class Runner(BaseRunner):
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
         save_file(stored, self.output_model / WEIGHTS, metadata={"format": "pt"})
         copy_side_files(self.model_dir, self.output_model, self.case)
-        note: dict[str, Any] = {"quant_method": "hqq", "compute_dtype": str(dtype).removeprefix("torch.")}
-        every = found.layers(lm_head=True)
-        note["skip_modules"] = [name for name in every if name not in names]
+        note = {"quant_method": "hqq", "compute_dtype": str(dtype).removeprefix("torch.")}
+        # No skip_modules, which transformers asks for: with them it loads the model, with random weights.
         say_quantized(self.output_model, {**note, "quant_config": {"weight_quant_params": self.settings()}})
 
     def settings(self) -> dict[str, Any]:

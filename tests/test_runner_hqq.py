@@ -69,7 +69,7 @@ for name, options in json.loads(sys.argv[3]).items():
 try:  # as if it were plain weights, which would run, with random ones
     AutoModelForCausalLM.from_pretrained(folder / name)
     print("loaded")
-except NotImplementedError:
+except (KeyError, NotImplementedError):
     print("refused")
 """
 

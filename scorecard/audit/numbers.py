@@ -113,6 +113,22 @@ def unpacked(words: NDArray[Any], bits: int, count: int) -> Ints:
     return numbers
 
 
+def unpacked_planes(words: NDArray[Any], bits: int, count: int) -> Ints:
+    """As ``unpacked``, but each 32 numbers lie in ``bits`` words of their own: first the lowest 4 bits of all
+    32 (or 2, or 1, as far as they go), then the next. GPTQModel's ``gptq_p``.
+    """
+    import numpy as np
+
+    blocks = np.ascontiguousarray(words).reshape(*words.shape[:-1], -1, bits)
+    numbers: Ints = np.zeros((*blocks.shape[:-1], 32), np.int64)
+    done = 0
+    for plane in (8, 4, 2, 1):
+        if bits - done >= plane:
+            numbers |= unpacked(blocks[..., done : done + plane], plane, 32) << done
+            done += plane
+    return numbers.reshape(*words.shape[:-1], -1)[..., :count]
+
+
 def sample(rows: int, most: int) -> Ints:
     """``most`` row numbers spread evenly over ``rows``, or all of them; always the same ones."""
     import numpy as np
