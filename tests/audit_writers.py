@@ -64,6 +64,19 @@ def gptq(codes: Codes, scale: Array, zero: Codes, bits: int, order: Codes | None
     }
 
 
+def planes(numbers: Iterable[int], bits: int) -> list[int]:
+    """GPTQModel's ``gptq_p``: each 32 numbers as words of their low 4 bits, then 2, then 1."""
+    found = []
+    given = [int(number) for number in numbers]
+    for start in range(0, len(given), 32):
+        block, done = given[start : start + 32], 0
+        for plane in (4, 2, 1):
+            if bits - done >= plane:
+                found += words([n >> done & (1 << plane) - 1 for n in block], plane)
+                done += plane
+    return found
+
+
 def awq(codes: Codes, scale: Array, zero: Codes) -> Parts:
     def nibbles(matrix: Codes) -> TensorSpec:
         eights = matrix.T.reshape(matrix.shape[1], -1, 8)[:, :, list(AWQ_NIBBLES)]

@@ -2,6 +2,8 @@
 
 in_environment.py compress CASE.json MODEL OUTPUT    what a worker does in its compress stage
 in_environment.py logits CASE.json OUTPUT LOGITS.pt  what the runner's load() makes of the artifact
+in_environment.py original CASE.json MODEL LOGITS.pt what transformers makes of the original
+in_environment.py all JOBS.json LOG                  many of these, each in a process of its own
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from runners import base
 from scorecard.spec import Case, from_json, to_json
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+Job = Sequence[str | Path]
 
 
 def python(environment: str) -> Path:
@@ -58,6 +63,56 @@ def load_logits(case: Case, output: Path) -> torch.Tensor:
     return torch.load(result)
 
 
+def run_all(environment: str, jobs: Sequence[Job]) -> list[str]:
+    """Each job in a process of its own, forked from one that has imported torch and transformers.
+
+    A job is ("compress", CASE.json, MODEL, OUTPUT) or ("logits", CASE.json, OUTPUT, LOGITS.pt). Returns the
+    last line of what each wrote to its standard error before it failed; "" for those that did not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plan, log = Path(folder) / "jobs.json", Path(folder) / "log"
+        plan.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
+        _run([python(environment), __file__, "all", plan, log], None)
+        return [_last_line(Path(f"{log}.{place}")) for place in range(len(jobs))]
+
+
+def _last_line(failed: Path) -> str:
+    if not failed.is_file():
+        return ""
+    lines = [line.strip() for line in failed.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it died without a word"
+
+
+def _all(plan: Path, log: Path) -> None:
+    import torch
+    import transformers
+
+    assert torch
+    assert transformers
+    for place, (verb, *paths) in enumerate(json.loads(plan.read_text())):
+        errors = Path(f"{log}.{place}")
+        child = os.fork()
+        if not child:
+            _one(verb, paths, errors)
+        if os.waitpid(child, 0)[1] == 0:
+            errors.unlink(missing_ok=True)
+
+
+def _one(verb: str, paths: Sequence[str], errors: Path) -> NoReturn:
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        status = 1
+        try:
+            _do(verb, paths)
+            status = 0
+        except Exception:  # noqa: BLE001 - the boundary: a backend may raise anything, and the parent reads it
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+
 def _python_of(case: Case) -> Path:
     return python(base.get(case.config.runner).environment)
 
@@ -84,6 +139,15 @@ def _compress(case: Case, model: Path, output: Path) -> None:
     runner.compress()
 
 
+def _original(case: Case, model: Path, result: Path) -> None:
+    import torch
+    from fresh_logits import logits
+
+    from runners._hf import load_causal_lm
+
+    torch.save(logits(load_causal_lm(model, case)), result)
+
+
 def _logits(case: Case, output: Path, result: Path) -> None:
     import torch
     from fresh_logits import logits
@@ -92,7 +156,14 @@ def _logits(case: Case, output: Path, result: Path) -> None:
     torch.save(logits(lm.model), result)
 
 
-if __name__ == "__main__":
-    verb, file, *paths = sys.argv[1:]
+def _do(verb: str, words: Sequence[str]) -> None:
+    file, *paths = words
     given = from_json(Case, json.loads(Path(file).read_text()))
-    {"compress": _compress, "logits": _logits}[verb](given, *map(Path, paths))
+    {"compress": _compress, "logits": _logits, "original": _original}[verb](given, *map(Path, paths))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "all":
+        _all(*map(Path, sys.argv[2:]))
+    else:
+        _do(sys.argv[1], sys.argv[2:])

@@ -85,6 +85,17 @@ def test_gptq(given: Given, form: str) -> None:
 
 
 @quick
+@given(givens(st.sampled_from([2, 3, 4, 5, 6, 7])))
+def test_gptq_in_planes(given: Given) -> None:
+    parts = writers.gptq(given.codes, given.scale, given.zero, given.bits)
+    lines = [writers.planes(row, given.bits) for row in given.codes]
+    parts["qweight"] = writers.whole(np.array(lines).T, "I32")
+    zeros = [writers.planes(column, given.bits) for column in given.zero.T]
+    parts["qzeros"] = writers.whole(np.array(zeros), "I32")
+    check(given, parts, "gptq", config={"checkpoint_format": "gptq_p"})
+
+
+@quick
 @given(givens(), st.integers(0, 99))
 def test_gptq_with_groups_in_the_order_of_activations(given: Given, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(np.arange(given.codes.shape[1]) // given.size)
@@ -206,6 +217,36 @@ def test_nvfp4_and_mxfp4(given: Given, outer: float | None) -> None:
     assert stored.group_size == given.size
 
 
+@quick
+@given(givens(st.integers(1, 7)), st.booleans())
+def test_torchao_packed(given: Given, symmetric: bool) -> None:
+    half = 2 ** (given.bits - 1)
+    parts = writers.rtn(given.codes, given.scale, None, given.bits)
+    packed = {"_weight_packed": parts["qweight"], "_weight_scale": parts["scales"]}
+    if symmetric:
+        given.zero[:] = half
+    else:
+        packed["_weight_zero_point"] = writers.whole(given.zero - half, "I8")
+    assert check(given, packed, "torchao").symmetric is symmetric
+
+
+def test_nvfp4_with_scales_in_tiles() -> None:
+    """torchao cuts [out, groups] into 128 x 4, and puts the four 32 x 4 of each side by side."""
+    random = np.random.default_rng(0)
+    codes, scale = random.integers(0, 16, (256, 128)), random.integers(1, 127, (256, 8))
+    tiles = scale.reshape(2, 4, 32, 2, 4).transpose(0, 3, 2, 1, 4)
+    parts = writers.fp4(codes, tiles.reshape(64, 32), 1.0)
+    parts = {
+        "_weight_qdata": parts["weight_packed"],
+        "_weight_scale": parts["weight_scale"],
+        "_weight_per_tensor_scale": ("F32", (), np.float32(0.5).tobytes()),
+    }
+    stored, grid, rows = read(parts, codes.shape)
+    weight = np.array(E2M1)[codes] * np.repeat(np.array(E4M3)[scale], 16, axis=1) * 0.5
+    np.testing.assert_allclose(grid.weights(), weight[rows], rtol=1e-6)
+    assert (stored.format, stored.group_size) == ("nvfp4", 16)
+
+
 def flat(part: writers.Array) -> writers.Array:
     return part.reshape(-1).astype(np.float32)
 
@@ -226,7 +267,8 @@ def test_hqq_with_groups_along_the_columns() -> None:
         "scale": writers.f32(scale.reshape(1, -1)),
         "zero": writers.f32(zero.reshape(1, -1)),
     }
-    _, grid, rows = read(parts, codes.shape, {"nbits": 4, "axis": 0, "group_size": 64})
+    settings = {"nbits": 4, "axis": 0, "group_size": 64}
+    _, grid, rows = read(parts, codes.shape, {"quant_config": {"weight_quant_params": settings}})
     np.testing.assert_allclose(grid.weights(), ((lines - zero) * scale).reshape(codes.shape)[rows], rtol=1e-6)
 
 

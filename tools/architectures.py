@@ -2,8 +2,8 @@
 
     python tools/architectures.py [--runners awq,hqq] [--architectures Llama,Phi] [--output FILE.md]
 
-Each cell is compressed in a fresh process of the runner's own environment, loaded in another one from the
-artifact alone, and compared with the original as that environment loads it. Random weights tell a wrong
+Each cell is compressed in a process of the runner's own environment, loaded in another one from the artifact
+alone, and compared with the original as that environment loads it. Random weights tell a wrong
 reload from a right one, not a good recipe from a bad one.
 """
 
@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from in_environment import compress, load_logits, run_python  # noqa: E402 - the path comes first
+from in_environment import run_all  # noqa: E402 - the path comes first
 from tiny_model import make_case, write_calibration, write_model  # noqa: E402
 
 from runners import base  # noqa: E402
-from scorecard.errors import RunnerUnavailable, ScorecardError  # noqa: E402
+from scorecard.errors import RunnerUnavailable  # noqa: E402
 from scorecard.spec import Case, to_json  # noqa: E402
 
 if TYPE_CHECKING:
@@ -63,31 +63,22 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "OPT": ("OPTConfig", {**_LLAMA, **_OPT}),
 }
 
-# One or two recipes for each runner that fit these small layers; a runner that is not here has its defaults.
+# Recipes for each runner that fit these small layers; a runner that is not here has its defaults.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "autoawq": [{"group_size": 64}],
     "autogptq": [{"group_size": 64}],
+    "autoround": [{"group_size": 64, "iters": 5}],
     "awq": [{"group_size": 64}],
     "bnb": [{"format": "nf4"}, {"format": "int8"}],
     "gptq": [{"group_size": 64}],
     "hqq": [{"group_size": 64}],
+    "llmcompressor": [{"method": "gptq", "scheme": "W4A16", "group_size": 64}, {"scheme": "W8A16"}],
+    "modelopt": [{"format": "int8"}, {"format": "int4_awq", "group_size": 64}],
+    "quanto": [{"format": "qint8"}, {"format": "qint4"}],
     "rtn": [{"group_size": 64}],
+    "torchao": [{"format": "int8"}, {"format": "intx", "bits": 4, "group_size": 64}],
 }
 LEFT_OUT = ("baseline", "custom", "fake")
-
-ORIGINAL = """
-import json, sys
-from pathlib import Path
-
-import torch
-from fresh_logits import logits
-
-from runners._hf import load_causal_lm
-from scorecard.spec import Case, from_json
-
-case = from_json(Case, json.loads(Path(sys.argv[1]).read_text()))
-torch.save(logits(load_causal_lm(Path(sys.argv[2]), case)), sys.argv[3])
-"""
 
 
 @dataclass(frozen=True)
@@ -118,33 +109,45 @@ def write_architecture(name: str, folder: Path) -> Path:
     return folder
 
 
-def cell(case: Case, model: Path, scratch: Path) -> Cell:
-    """Compress, reload, compare; whatever goes wrong is the cell's reason."""
+def cells(case: Case, models: Mapping[str, Path], scratch: Path) -> list[Cell]:
+    """Compress, reload, compare each model; whatever goes wrong is its cell's reason."""
     runner = base.get(case.config.runner)
     try:
         runner(case, None, scratch).check()
-        original = _original(runner.environment, model)
-        output = compress(case, model, scratch / "output")
-        found = load_logits(case, output)
     except RunnerUnavailable as error:
-        return Cell(reason=f"skipped: {error}")
-    except (AssertionError, ScorecardError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        last = (lines[-1] if lines else type(error).__name__).removeprefix("scorecard.errors.")
-        return Cell(reason=f"failed: {last}"[:200])
-    return Cell(divergence(original, found))
+        return [Cell(reason=f"skipped: {error}")] * len(models)
+    outputs = {name: scratch / f"{name}-output" for name in models}
+    request = scratch / "case.json"
+    request.write_text(json.dumps(to_json(case)))
+    for output in outputs.values():
+        output.mkdir()
+    wrong = run_all(runner.environment, [("compress", request, models[n], outputs[n]) for n in models])
+    kept = [name for name, reason in zip(models, wrong, strict=True) if not reason]
+    found = {name: scratch / f"{name}.pt" for name in kept}
+    again = run_all(runner.environment, [("logits", request, outputs[n], found[n]) for n in kept])
+    reasons = {**dict(zip(models, wrong, strict=True)), **dict(zip(kept, again, strict=True))}
+    original = originals(runner.environment, models)
+    return [_cell(reasons[name], original[name], found.get(name)) for name in models]
 
 
-def _original(environment: str, model: Path) -> torch.Tensor:
-    """Logits of the original as the runner's environment loads it."""
+def _cell(reason: str, original: Path, found: Path | None) -> Cell:
     import torch
 
-    logits, request = model / f"{environment}.pt", model.with_suffix(".case.json")
-    if not logits.is_file():
+    if reason or found is None:
+        return Cell(reason=f"failed: {reason.removeprefix('scorecard.errors.')}"[:200])
+    return Cell(divergence(torch.load(original), torch.load(found)))
+
+
+def originals(environment: str, models: Mapping[str, Path]) -> dict[str, Path]:
+    """Logits of the originals as an environment loads them."""
+    files = {name: model.with_name(f"{name}.{environment}.pt") for name, model in models.items()}
+    missing = [name for name, file in files.items() if not file.is_file()]
+    if missing:
+        request = files[missing[0]].with_name("baseline.json")
         request.write_text(json.dumps(to_json(make_case("baseline"))))
-        run_python(environment, ORIGINAL, request, model, logits)
-    found: torch.Tensor = torch.load(logits)
-    return found
+        wrong = run_all(environment, [("original", request, models[n], files[n]) for n in missing])
+        assert not any(wrong), wrong
+    return files
 
 
 def divergence(original: torch.Tensor, other: torch.Tensor) -> float:
@@ -202,11 +205,10 @@ def main() -> int:
         calibration = write_calibration(Path(scratch) / "calibration.jsonl")
         for runner, options in recipes(given.runners.split(",")):
             recipe = f"{runner} {' '.join(f'{k}={v}' for k, v in options.items())}".strip()
-            case, rows[recipe] = make_case(runner, options, calibration), {}
-            for name, model in models.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    rows[recipe][name] = cell(case, model, Path(folder))
-                print(f"{recipe} | {name} | {rows[recipe][name]}", flush=True)
+            case = make_case(runner, options, calibration)
+            with tempfile.TemporaryDirectory() as folder:
+                rows[recipe] = dict(zip(models, cells(case, models, Path(folder)), strict=True))
+            print(recipe, *(f"{name}: {cell}" for name, cell in rows[recipe].items()), sep="\n  ", flush=True)
     given.output.write_text(HEAD + table(rows, columns) + "\n")
     return 0
 

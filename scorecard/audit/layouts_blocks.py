@@ -77,7 +77,8 @@ def hqq(parts: Parts) -> Stored | None:
 
 def _said(parts: Parts, name: str) -> Any:
     said = numbers.scalar(parts.get(name))
-    return parts.config.get(name) if said is None else said
+    settings = parts.config.get("quant_config", {}).get("weight_quant_params", parts.config)
+    return settings.get(name) if said is None else said
 
 
 def quanto(parts: Parts) -> Stored | None:

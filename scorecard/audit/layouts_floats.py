@@ -62,34 +62,50 @@ def fp4(parts: Parts) -> Stored | None:
     """E2M1 codes, two a byte, the first in the low bits, [out, in / 2].
 
     NVFP4: scales are E4M3 [out, in / 16], divided by ``weight_global_scale`` (compressed-tensors) or times
-    ``weight_scale_2`` (modelopt). MXFP4: scales are powers of two (E8M0) [out, in / 32].
+    ``weight_scale_2`` (modelopt) or ``_weight_per_tensor_scale`` (torchao, which stores them in the order of
+    ``_swizzled``). MXFP4: scales are powers of two (E8M0) [out, in / 32].
     """
     out, width = parts.shape
-    codes, scales = parts.get("weight_packed", "weight"), parts.get("weight_scale")
+    codes = parts.get("weight_packed", "weight", "_weight_qdata")
+    scales = parts.get("weight_scale", "_weight_scale")
     if codes is None or scales is None or codes.dtype != "U8" or codes.shape != (out, width // 2):
         return None
-    if scales.shape[:1] != (out,) or len(scales.shape) != 2 or width % scales.shape[1]:
-        return None
     divisor = numbers.scalar(parts.get("weight_global_scale"))
-    factor = numbers.scalar(parts.get("weight_scale_2"))
-    power_of_two = scales.dtype in ("U8", "F8_E8M0")
-    if not power_of_two and (scales.dtype != "F8_E4M3" or not (divisor or factor)):
+    factor = numbers.scalar(parts.get("weight_scale_2", "_weight_per_tensor_scale"))
+    power_of_two, tiled = scales.dtype in ("U8", "F8_E8M0"), codes.name.endswith("_weight_qdata")
+    groups = width // (32 if power_of_two else 16) if tiled else scales.count // out
+    if not groups or width % groups or scales.count < out * groups:
+        return None
+    if not power_of_two and (scales.dtype != "F8_E4M3" or not (divisor or factor or tiled)):
         return None
     outer = 1.0 if power_of_two else factor if factor else 1 / (divisor or 1)
+    kind = "F8_E8M0" if power_of_two else scales.dtype
     values = [sign * size for sign in (1, -1) for size in numbers.E2M1]
 
     def read(rows: Ints) -> Grid:
         import numpy as np
 
         code = numbers.unpacked(numbers.raw(codes)[rows], 4, width)
-        kind = "F8_E8M0" if power_of_two else scales.dtype
-        scale = numbers.decoded(numbers.raw(scales)[rows], kind) * np.float32(outer)
-        wide = np.repeat(scale, width // scale.shape[1], axis=1)
+        flat = scales.shape == (out, groups)
+        place = rows[:, None] * groups + np.arange(groups) if flat else _swizzled(rows, groups)
+        scale = numbers.decoded(numbers.raw(scales).reshape(-1)[place], kind) * np.float32(outer)
+        wide = np.repeat(scale, width // groups, axis=1)
         levels = np.asarray(values, np.float32)[code]
         return Grid(levels, wide, np.zeros_like(wide), numbers.table(values))
 
-    name = "mxfp4" if power_of_two else "nvfp4"
-    return Stored(name, 4, width // scales.shape[1], True, 4, read)
+    return Stored("mxfp4" if power_of_two else "nvfp4", 4, width // groups, True, 4, read)
+
+
+def _swizzled(rows: Ints, groups: int) -> Ints:
+    """Where the scales of some rows are in the tiles of 128 x 4 that tensor cores read (cuBLAS, "1D Block
+    Scaling Factors Layout"): row r, column c of a tile at ``r % 32 * 16 + r // 32 * 4 + c``.
+    """
+    import numpy as np
+
+    column, row = np.arange(groups), rows[:, None] % 128
+    tile = rows[:, None] // 128 * -(-groups // 4) + column // 4
+    place: Ints = tile * 512 + row % 32 * 16 + row // 32 * 4 + column % 4
+    return place
 
 
 _FP8 = (  # codes, scales

@@ -25,14 +25,16 @@ def gptq(parts: Parts) -> Stored | None:
     """qweight int32 [in * bits / 32, out] packed down the columns, scales [groups, out], qzeros packed along
     out; AutoGPTQ's layout, which GPTQModel and auto-round write too.
 
-    Zero points are stored less one, but as they are in GPTQModel's ``gptq_v2`` and auto-round's own format.
+    Zero points are stored less one, but as they are in GPTQModel's ``gptq_v2`` and ``gptq_p`` (packed in
+    planes) and auto-round's own format.
     """
     out, width = parts.shape
     codes, scales = parts.get("qweight"), parts.get("scales")
     if codes is None or scales is None or codes.dtype != "I32" or codes.shape[-1:] != (out,):
         return None
-    if _variant(parts) not in (None, "gptq", "gptq_v2"):
+    if _variant(parts) not in (None, "gptq", "gptq_v2", "gptq_p"):
         return None
+    unpacked = numbers.unpacked_planes if _variant(parts) == "gptq_p" else numbers.unpacked
     bits, rest = divmod(codes.shape[0] * 32, width)
     if rest or not 1 <= bits <= 8 or len(codes.shape) != 2 or scales.shape[1:] != (out,):
         return None
@@ -42,11 +44,11 @@ def gptq(parts: Parts) -> Stored | None:
     def read(rows: Ints) -> Grid:
         import numpy as np
 
-        levels = numbers.unpacked(reading.columns(codes, rows), bits, width)
+        levels = unpacked(reading.columns(codes, rows), bits, width)
         scale = numbers.decoded(reading.columns(scales, rows), scales.dtype)
         zero = np.full_like(scale, 2 ** (bits - 1))
         if zeros is not None:
-            stored = numbers.unpacked(numbers.raw(zeros), bits, out)[:, rows].T
+            stored = unpacked(numbers.raw(zeros), bits, out)[:, rows].T
             zero = ((stored + offset) & (2**bits - 1)).astype(np.float32)
         of_column = reading.groups(order, width, groups)
         return reading.grid(levels, scale[:, of_column], zero[:, of_column], 0, 2**bits - 1)
@@ -62,7 +64,7 @@ def _variant(parts: Parts) -> Any:
 
 def _plain_zeros(parts: Parts) -> bool:
     own = parts.config.get("packing_format") == "auto_round"
-    return own or "v2" in str(parts.config.get("checkpoint_format"))
+    return own or _variant(parts) in ("gptq_v2", "gptq_p")
 
 
 def awq(parts: Parts) -> Stored | None:
