@@ -21,6 +21,7 @@ from scorecard.spec import Case
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+BROKEN = ("gpt_bigcode", "opt")  # the library lists them, and asks their modules for parts they do not have
 EXTENSIONS = {"gemv": "awq_ext", "gemv_fast": "awq_v2_ext", "marlin": "marlin_cuda"}  # of autoawq-kernels
 
 
@@ -122,9 +123,9 @@ class Runner(BaseRunner):
     def _check_architecture(self, kind: str) -> None:
         from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
 
-        if kind not in AWQ_CAUSAL_LM_MODEL_MAP:
+        if kind not in AWQ_CAUSAL_LM_MODEL_MAP or kind in BROKEN:
             where = f"configs.{self.case.config.name}.runner"
-            raise SpecError(f"{where}: autoawq does not know the architecture '{kind}'; write runner: awq")
+            raise SpecError(f"{where}: autoawq does not take the architecture '{kind}'; write runner: awq")
 
     def _settings(self, sequences: list[list[int]]) -> dict[str, Any]:
         """The arguments of the library's ``quantize``."""

@@ -29,7 +29,7 @@ def report(run: Run) -> int:
     print(f"models     {run.options.models_dir}")
     print(f"\nenvironments in {environments.root()}")
     for name in locks.names():
-        print(f"  {name:<14} {describe(name)}")
+        print(f"  {describe(name)}")
     rows = [("backend", "environment", "built", "device", "packages"), *(_row(run, n) for n in base.names())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     print()
@@ -79,7 +79,7 @@ def _questions(run: Run, case: Case) -> Iterator[tuple[str, str]]:
     yield "case", case.id
     yield "backend", _answer(runner.check)
     if runner.environment != base.CORE:
-        yield "environment", f"{runner.environment}: {describe(runner.environment)}"
+        yield "environment", describe(runner.environment)
     try:
         fetched = sources.fetch(case.model, run.options.models_dir, offline=run.options.offline)
     except ScorecardError as error:

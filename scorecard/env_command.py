@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from scorecard import environments, installing, locks
 from scorecard.errors import EXIT_FAILED, ScorecardError
@@ -48,21 +47,14 @@ def main(options: argparse.Namespace) -> int:
 def _list(names: Sequence[str]) -> int:
     print(f"environments in {environments.root()}")
     for name in names:
-        print(f"  {name:<14} {describe(name)}")
+        print(f"  {describe(name)}")
     return 0
 
 
 def describe(name: str) -> str:
     """One line on an environment: its size and the time it took, or that it is not built."""
-    found = environments.find(name)
-    if found is None:
-        return f"not built ({len(locks.read(name).pins)} distributions); built on first use"
-    about: dict[str, Any] = found.about
-    return (
-        f"{about['distributions']} distributions, {about['size_bytes'] / 2**30:.2f} GiB of which "
-        f"{about['own_bytes'] / 2**30:.2f} GiB not shared, built with {about['installer']} "
-        f"in {about['seconds']:.0f} s"
-    )
+    missing = f"{name}: not built ({len(locks.read(name).pins)} distributions); built on first use"
+    return environments.line(name) or missing
 
 
 def _build(names: Sequence[str], *, anew: bool) -> int:
@@ -73,7 +65,7 @@ def _build(names: Sequence[str], *, anew: bool) -> int:
             raise ScorecardError(
                 f"environment {name}: {error}; look at the network and pip's settings ('pip config list')"
             ) from None
-        print(f"{name:<14} {describe(name)}")
+        print(describe(name))
     return 0
 
 

@@ -196,6 +196,19 @@ def _remove_folder(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def line(name: str) -> str | None:
+    """A built environment in one line: its size and the time it took; ``None`` where it is not built."""
+    found = find(name)
+    if found is None:
+        return None
+    about = found.about
+    return (
+        f"{name}: {about['distributions']} distributions, {about['size_bytes'] / 2**30:.2f} GiB of which "
+        f"{about['own_bytes'] / 2**30:.2f} GiB not shared, built with {about['installer']} "
+        f"in {about['seconds']:.0f} s"
+    )
+
+
 def versions(name: str, wanted: list[str]) -> dict[str, str]:
     """Versions of distributions in an environment, from its lock alone; a missing one is left out."""
     pins = locks.read(name).pins

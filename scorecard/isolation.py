@@ -60,20 +60,22 @@ def enter(
     granted: Mapping[str, Path],
     later: Sequence[str] = (),
     writable: Sequence[str] = (),
+    needed: Sequence[Path] = (),
 ) -> Isolation:
     """Hide folders from this process for good; call it before any thread is started.
 
     ``granted`` folders stay reachable although they lie in hidden ones, under ``scratch`` (an empty folder
     outside the hidden ones) and read-only unless ``writable``; those named in ``later`` stay covered until
-    ``Isolation.reveal``. Raises IsolationError when a hidden folder holds what the process needs to run.
+    ``Isolation.reveal``. Raises IsolationError when a hidden folder holds what the process needs to run:
+    itself, its Python and those in ``needed``.
     """
     _go_offline()
     found = {p.resolve() for p in hidden if p.is_dir()}
     folders = [p for p in sorted(found) if not found & set(p.parents)]
-    for needed in (scratch.resolve(), Path(sys.prefix), Path(__file__).resolve().parents[1]):
-        holder = next((f for f in folders if needed.is_relative_to(f)), None)
+    for place in (scratch.resolve(), Path(sys.prefix), Path(__file__).resolve().parents[1], *needed):
+        holder = next((f for f in folders if place.is_relative_to(f)), None)
         if holder:
-            raise IsolationError(f"{holder}: holds the original model and {needed}; keep the two apart")
+            raise IsolationError(f"{holder}: holds the original model and {place}; keep the two apart")
     if _new_namespaces():
         return _cover(scratch, folders, granted, later, writable)
     return _watch(folders, granted, later)

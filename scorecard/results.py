@@ -30,12 +30,15 @@ class Summary:
 
     table: Table
     files: tuple[Path, ...] = ()
+    environments: tuple[str, ...] = ()
 
     def render(self, kind: str) -> str:
         return FORMATS[kind](self.table)
 
     def text(self, width: int = 120) -> str:
         lines = [terminal.render(self.table, width)]
+        if self.environments:
+            lines += ["", *self.environments]
         if self.files:
             lines += ["", f"written: {', '.join(map(str, self.files))}"]
         return "\n".join(lines)
@@ -51,7 +54,8 @@ def summarise(run: Run, cases: Sequence[Case], *, write: bool = True) -> Summary
         ranking=run.options.ranking,
         machine=machine.describe(),
     )
-    return Summary(table, _write(run.options.results_dir, table) if write else ())
+    files = _write(run.options.results_dir, table) if write else ()
+    return Summary(table, files, tuple(run.environments(wanted)))
 
 
 def _with_baselines(run: Run, cases: Iterable[Case]) -> list[Case]:

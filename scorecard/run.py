@@ -117,6 +117,11 @@ class Run:
         built = "built once, when first needed (seconds with uv, a minute or two each with pip)"
         return aliases + ([f"environments still missing: {', '.join(missing)}; {built}"] if missing else [])
 
+    def environments(self, cases: Iterable[Case]) -> list[str]:
+        """What the environments of these cases took, a line each; of those that are built."""
+        names = sorted({base.get(case.config.runner).environment for case in cases} - {base.CORE})
+        return [f"environment {found}" for name in names if (found := environments.line(name))]
+
     def baseline_of(self, case: Case) -> Case:
         return self.suite.baseline_of(case)
 

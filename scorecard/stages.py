@@ -21,7 +21,7 @@ from scorecard.errors import DataUnavailable, RunnerUnavailable, ScorecardError
 from scorecard.executor import ProcessExecutor
 from scorecard.graph import Graph
 from scorecard.perform import NOT_RUN, Executor, Performer, Settings
-from scorecard.spec import Case, EvalSpec, ModelSpec, Record, Stage
+from scorecard.spec import CalibrationSpec, Case, EvalSpec, ModelSpec, Record, Stage
 from scorecard.store import Store, now, stage_key
 
 REFERENCE = "reference.safetensors"
@@ -119,22 +119,32 @@ class Bench:
 
     def _calibration(self, case: Case) -> Future[Any]:
         """The case with its calibration text as one local file, which every environment can read."""
+        needed = base.get(case.config.runner)(case, None, Path()).calibrates
+        spec = case.calibration if needed else None
+        text = self._calibration_text(spec) if spec else None
+
+        def placed() -> Any:
+            found = text.result() if text else case.calibration
+            return (
+                found if isinstance(found, ScorecardError) else dataclasses.replace(case, calibration=found)
+            )
+
+        return self._graph.after([text] if text else [], placed)
+
+    def _calibration_text(self, spec: CalibrationSpec) -> Future[Any]:
+        """``spec`` with its data resolved, once for all cases that share it; or the error."""
 
         def resolve() -> Any:
-            if case.calibration is None or not base.get(case.config.runner)(case, None, Path()).calibrates:
-                return case
             offline = self.settings.offline or not self.settings.build
             folder = self.store.root / "calibration"
             try:
-                path = _calibration_source.resolve(case.calibration, folder, offline=offline)
+                path = _calibration_source.resolve(spec, folder, offline=offline)
             except ScorecardError as error:
                 return error
-            return dataclasses.replace(
-                case, calibration=dataclasses.replace(case.calibration, data=str(path))
-            )
+            return dataclasses.replace(spec, data=str(path))
 
         return self._graph.once(
-            f"calibration {stage_key({'case': case})}", lambda: self._graph.after([], resolve)
+            f"calibration {stage_key({'calibration': spec})}", lambda: self._graph.after([], resolve)
         )
 
     def _audit(self, case: Case) -> Future[Record]:

@@ -252,7 +252,10 @@ def _isolate(
 ) -> isolation.Isolation:
     os.chdir(scratch)  # a working directory below a covered folder would still reach into it
     hidden = [Path(p) for p in request.hidden]
-    return isolation.enter(scratch, hidden=hidden, granted=granted, later=later, writable=("out",))
+    needed = [Path(request.served_by)] if request.served_by else []
+    return isolation.enter(
+        scratch, hidden=hidden, granted=granted, later=later, writable=("out",), needed=needed
+    )
 
 
 def _loader(case: Case, artifact: Path) -> Callable[[], LM]:
