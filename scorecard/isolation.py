@@ -81,11 +81,17 @@ def enter(
     return _watch(folders, granted, later)
 
 
+def offline(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with the hub off and without secrets."""
+    kept = {n: v for n, v in environment.items() if not any(word in n.upper() for word in _SECRETS)}
+    return {**kept, **dict.fromkeys(_OFFLINE, "1")}
+
+
 def _go_offline() -> None:
-    for name in _OFFLINE:
-        os.environ[name] = "1"
-    for name in [n for n in os.environ if any(word in n.upper() for word in _SECRETS)]:
+    wanted = offline(os.environ)
+    for name in [n for n in os.environ if n not in wanted]:
         del os.environ[name]
+    os.environ.update(wanted)
 
 
 def _libc() -> Any:

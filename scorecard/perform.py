@@ -85,6 +85,7 @@ class Performer:
             "limit": case.limits.get(stage, Limit()) if case else Limit(),
             "threads": self.settings.threads,
             "offline": self.settings.offline,
+            "preload": stage in ("evaluate", "measure") or (stage == "compress" and "python" in interpreters),
         }
         begin, started_at = time.monotonic(), now()
         self.store.event("started", stage=stage, case=name, key=key)

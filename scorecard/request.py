@@ -20,7 +20,7 @@ class Request:
 
     ``hidden`` folders are made unreachable in the stages that only read the artifact. ``python`` is the
     interpreter of the worker (``None``: the scorecard's own), ``served_by`` another one, in which the model
-    is loaded because lm-eval cannot live there.
+    is loaded because lm-eval cannot live there. ``preload``: the worker will import torch and transformers.
     """
 
     stage: Stage
@@ -40,6 +40,7 @@ class Request:
     offline: bool = False
     python: str | None = None
     served_by: str | None = None
+    preload: bool = False
 
 
 @dataclass(frozen=True)
