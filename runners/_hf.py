@@ -168,12 +168,19 @@ def model_from_state(folder: Path, case: Case, state: Mapping[str, torch.Tensor]
 
 
 def to_lm(model: Any, tokenizer: PreTrainedTokenizerBase, case: Case) -> LM:
-    """lm-eval's own Hugging Face LM around a model in memory; its twin where lm-eval is not installed."""
+    """A model in memory as an lm-eval LM: ``evaluation.lm`` says of which class.
+
+    Where lm-eval is not installed, ``hf`` is its twin.
+    """
     settings: dict[str, Any] = {
         "batch_size": case.evaluation.batch_size,
         "max_length": case.evaluation.max_length,
         "add_bos_token": case.evaluation.add_bos_token,
     }
+    if case.evaluation.lm == "shared":
+        from runners._scoring.lm import make_lm
+
+        return cast("LM", make_lm(model, tokenizer, **settings))
     if importlib.util.find_spec("lm_eval") is None:
         from runners._plain_lm import PlainLM
 

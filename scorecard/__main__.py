@@ -1,4 +1,4 @@
-"""``python -m scorecard {run,list,report,doctor,env,schema}``; each says more with ``--help``."""
+"""``python -m scorecard {run,list,report,compare,aa,power,doctor,env,schema}``; more with ``--help``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ if __name__ == "__main__":
 
     hand_over(["-m", "scorecard", *sys.argv[1:]])
 
-from scorecard import doctor, document, env_command, machine, results
+from scorecard import (
+    aa_command,
+    compare_command,
+    doctor,
+    document,
+    env_command,
+    machine,
+    power_command,
+    results,
+)
 from scorecard.errors import EXIT_USAGE, ScorecardError
 from scorecard.perform import NOT_RUN
 from scorecard.run import BENCH_STAGES, Run, add_options, from_arguments
@@ -30,11 +39,16 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=sorted(results.FORMATS), default="text")
     report.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
     report.add_argument("-k", dest="keyword", metavar="TEXT", help="only cases whose id contains TEXT")
+    two = verbs.add_parser("compare", help="two cases document by document: differences, intervals, flips")
+    compare_command.add_arguments(two)
+    twice = verbs.add_parser("aa", help="the baseline scored twice: what this machine's rounding does")
+    aa_command.add_arguments(twice)
+    power_command.add_arguments(verbs.add_parser("power", help="how many documents a comparison needs"))
     check = verbs.add_parser("doctor", help="what works on this machine, and what mends the rest")
     check.add_argument("--case", metavar="ID", help="look at one case before it runs: shapes, disk, memory")
     env_command.add_arguments(verbs.add_parser("env", help="the locked environments of the backends"))
     verbs.add_parser("schema", help="print the JSON Schema of models.yaml, for editors")
-    for verb in (listing, report, check):
+    for verb in (listing, report, two, twice, check):
         add_options(verb.add_argument)
     return made
 
@@ -50,8 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.verb == "env":
             return env_command.main(options)
+        if options.verb == "power":
+            return power_command.main(options)
         run = Run(from_arguments(lambda name: getattr(options, name)))
-        return {"list": _list, "report": _report, "doctor": _doctor}[options.verb](run, options)
+        verbs = {
+            "list": _list,
+            "report": _report,
+            "compare": compare_command.main,
+            "aa": aa_command.main,
+            "doctor": _doctor,
+        }
+        return verbs[options.verb](run, options)
     except ScorecardError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE

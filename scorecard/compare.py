@@ -1,21 +1,21 @@
 """Paired comparison of two cases on the same documents.
 
 Two compressed forms of one model answer most documents alike, so the difference of their scores is known
-far better than either score. Everything here works on that difference, document by document.
-
-A *frame* is a case's ``documents.parquet``: columns ``task``, ``doc``, ``metric``, ``value``.
+far better than either score. Everything here works on that difference, document by document. What each
+number is and where it comes from is in docs/statistics.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scorecard import resample
 from scorecard.errors import ComparisonError
+from scorecard.pairs import Pairs, columns, match
 from scorecard.resample import RESAMPLES, SEED, Interval
+from scorecard.significance import swap_p
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,14 +27,19 @@ HELDOUT = "heldout"
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """One task, first case minus second. ``gained``: documents right in the first only; ``lost``: in the
-    second only; both ``None`` where answers are not simply right or wrong."""
+    """One task, first case minus second.
+
+    ``gained``: documents right in the first only; ``lost``: in the second only; both ``None`` where answers
+    are not simply right or wrong. ``p`` is of `swap_p` over ``clusters`` of documents that share a context:
+    McNemar's exact p where none do.
+    """
 
     documents: int
+    clusters: int
     delta: Interval
-    gained: int | None
-    lost: int | None
-    mcnemar_p: float | None
+    p: float
+    gained: tuple[int, ...] | None
+    lost: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,17 @@ class Comparison:
     """First case minus second. ``None`` where the frames hold no such values.
 
     ``gained``, ``lost`` and ``mcnemar_p`` pool the documents of all tasks with right-or-wrong answers.
-    ``delta_kl`` is in nats per token: the difference of two KL divergences from the same original.
+    ``recovery`` is the first mean accuracy / the second, ``accuracy`` the first alone, ``delta_over_tasks``
+    takes the tasks for a sample of all tasks, ``delta_score`` is per GiB. ``delta_kl`` is in nats per token:
+    the difference of two KL divergences from the same original.
     """
 
     documents: int
+    accuracy: Interval | None
     delta_accuracy: Interval | None
+    delta_over_tasks: Interval | None
+    recovery: Interval | None
+    delta_score: Interval | None
     gained: int | None
     lost: int | None
     mcnemar_p: float | None
@@ -60,61 +71,86 @@ class Comparison:
         return None if self.gained is None or self.lost is None else self.gained + self.lost
 
 
-def read_documents(path: Path) -> pd.DataFrame:
-    """The frame in `path`; raises ComparisonError when it is missing or lacks a column."""
-    import pandas as pd
-
-    if not path.is_file():
-        raise ComparisonError(f"{path}: no per-document results; run the evaluate stage again")
-    frame = pd.read_parquet(path)
-    missing = {"task", "doc", "metric", "value"} - set(frame.columns)
-    if missing:
-        raise ComparisonError(f"{path}: no column {', '.join(sorted(missing))}; run the evaluate stage again")
-    return frame
-
-
 def paired(
     a: pd.DataFrame,
     b: pd.DataFrame,
     metrics: Mapping[str, str],
     *,
+    sizes_gib: tuple[float, float] | None = None,
+    common: bool = False,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Comparison:
     """Compare two frames; `metrics` names the metric that counts for each accuracy task.
 
-    Raises ComparisonError when the frames do not hold the same documents.
+    Raises ComparisonError when the frames do not hold the same documents; with `common`, for cases that
+    were stopped early, only those that both hold are compared.
     """
-    pairs = match(a, b, metrics)
-    tasks = {task: _compare_task(values, resamples, seed) for task, values in pairs.items()}
+    import numpy as np
+
+    pairs = match(columns(a, metrics), columns(b, metrics), common=common)
+    tasks = {task: _compare_task(found, resamples, seed) for task, found in pairs.items()}
+    draws = draw(pairs, resamples=resamples, seed=seed) if pairs else None
+    scales = (1 / sizes_gib[0], 1 / sizes_gib[1]) if sizes_gib else None
     gained, lost = _total(t.gained for t in tasks.values()), _total(t.lost for t in tasks.values())
     delta_kl, kl_p = _compare_kl(a, b, resamples, seed)
     return Comparison(
         documents=sum(t.documents for t in tasks.values()),
-        delta_accuracy=resample.difference(pairs, resamples=resamples, seed=seed) if pairs else None,
+        accuracy=draws.first() if draws else None,
+        delta_accuracy=draws.difference() if draws else None,
+        delta_over_tasks=resample.over_tasks(np.array([t.delta.value for t in tasks.values()])),
+        recovery=draws.ratio() if draws else None,
+        delta_score=draws.difference(scales=scales) if draws and scales else None,
         gained=gained,
         lost=lost,
-        mcnemar_p=None if gained is None or lost is None else resample.mcnemar(gained, lost),
+        mcnemar_p=_pooled_p(pairs.values(), resamples, seed),
         delta_kl=delta_kl,
         kl_p=kl_p,
         tasks=tasks,
     )
 
 
-def match(a: pd.DataFrame, b: pd.DataFrame, metrics: Mapping[str, str]) -> dict[str, Array]:
-    """Values of the same documents side by side: task -> array (documents, 2), ordered by document.
+def draw(
+    pairs: Mapping[str, Pairs],
+    weights: Mapping[str, float] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> resample.Draws:
+    """`resample.draw` of matched tasks, documents that share a context drawn together."""
+    values = {task: found.values for task, found in pairs.items()}
+    clusters = {task: found.clusters for task, found in pairs.items()}
+    return resample.draw(values, clusters=clusters, weights=weights, resamples=resamples, seed=seed)
 
-    Raises ComparisonError naming the task and the first documents that only one frame holds.
-    """
-    return {task: _match_task(a, b, task, metric) for task, metric in sorted(metrics.items())}
+
+def _compare_task(pairs: Pairs, resamples: int, seed: int) -> TaskComparison:
+    differences = _differences(pairs)
+    gained = lost = None
+    if resample.is_binary(pairs.values):
+        first, second = pairs.values[:, 0], pairs.values[:, 1]
+        gained, lost = tuple(pairs.docs[first > second].tolist()), tuple(pairs.docs[first < second].tolist())
+    return TaskComparison(
+        documents=len(pairs.docs),
+        clusters=len(differences),
+        delta=draw({"": pairs}, resamples=resamples, seed=seed).difference(),
+        p=swap_p(differences, resamples, seed),
+        gained=gained,
+        lost=lost,
+    )
 
 
-def _compare_task(values: Array, resamples: int, seed: int) -> TaskComparison:
-    delta = resample.difference({"": values}, resamples=resamples, seed=seed)
-    if not resample.is_binary(values):
-        return TaskComparison(len(values), delta, None, None, None)
-    gained, lost = int((values[:, 0] > values[:, 1]).sum()), int((values[:, 0] < values[:, 1]).sum())
-    return TaskComparison(len(values), delta, gained, lost, resample.mcnemar(gained, lost))
+def _differences(pairs: Pairs) -> Array:
+    """First minus second, summed over each cluster."""
+    sums = resample.cluster_sums(pairs.values, pairs.clusters)
+    differences: Array = sums[:, 0] - sums[:, 1]
+    return differences
+
+
+def _pooled_p(pairs: Iterable[Pairs], resamples: int, seed: int) -> float | None:
+    import numpy as np
+
+    binary = [_differences(found) for found in pairs if resample.is_binary(found.values)]
+    return swap_p(np.concatenate(binary), resamples, seed) if binary else None
 
 
 def _compare_kl(
@@ -123,15 +159,19 @@ def _compare_kl(
     """Difference in KL per token and its p; documents weigh as many tokens as they have."""
     if not (_has_kl(a) and _has_kl(b)):
         return None, None
-    tokens = _match_task(a, b, HELDOUT, "tokens")
+    tokens, kl = (_heldout(a, b, metric) for metric in ("tokens", "kl"))
     if not (tokens[:, 0] == tokens[:, 1]).all():
         raise ComparisonError(f"{HELDOUT}: token counts differ; compare cases with one tokenizer")
-    kl = _match_task(a, b, HELDOUT, "kl")
     return resample.weighted_difference(kl, tokens[:, 0], resamples=resamples, seed=seed)
 
 
-def _total(counts: Any) -> int | None:
-    known = [count for count in counts if count is not None]
+def _heldout(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> Array:
+    chosen = {HELDOUT: metric}
+    return match(columns(a, chosen), columns(b, chosen))[HELDOUT].values
+
+
+def _total(found: Iterable[tuple[int, ...] | None]) -> int | None:
+    known = [len(documents) for documents in found if documents is not None]
     return sum(known) if known else None
 
 
@@ -141,38 +181,3 @@ def _has_kl(frame: pd.DataFrame) -> bool:
 
     values = frame[(frame["task"] == HELDOUT) & (frame["metric"] == "kl")]["value"]
     return not values.empty and bool(np.isfinite(values).all())
-
-
-def _match_task(a: pd.DataFrame, b: pd.DataFrame, task: str, metric: str) -> Array:
-    import numpy as np
-
-    first, second = _column(a, task, metric), _column(b, task, metric)
-    if not first.index.equals(second.index):
-        raise ComparisonError(f"{task}: {_unmatched(first.index, second.index)}; evaluate both cases alike")
-    values: Array = np.stack([first.to_numpy(float), second.to_numpy(float)], axis=1)
-    return values
-
-
-def _column(frame: pd.DataFrame, task: str, metric: str) -> pd.Series[Any]:
-    """One metric of one task, indexed and sorted by document."""
-    import numpy as np
-
-    chosen = frame[(frame["task"] == task) & (frame["metric"] == metric)]
-    column = chosen.set_index("doc")["value"].sort_index()
-    if column.empty:
-        raise ComparisonError(f"{task}: a case has no documents with '{metric}'; evaluate both cases alike")
-    if column.index.has_duplicates:
-        twice = column.index[column.index.duplicated()][0]
-        raise ComparisonError(f"{task}: document {twice} has '{metric}' twice; evaluate the case again")
-    if not np.isfinite(column.to_numpy(float)).all():
-        raise ComparisonError(f"{task}: '{metric}' is not finite everywhere; evaluate the case again")
-    return column
-
-
-def _unmatched(first: pd.Index[Any], second: pd.Index[Any]) -> str:
-    sides = (("first", first.difference(second)), ("second", second.difference(first)))
-    return ", ".join(
-        f"{len(docs)} documents only in the {name} case (such as {', '.join(map(str, docs[:3]))})"
-        for name, docs in sides
-        if len(docs)
-    )

@@ -29,7 +29,7 @@ from scorecard.fields import (
     Variable,
     Version,
 )
-from scorecard.spec import CalibrationSpec, EvalSpec, MeasureSpec, Stage
+from scorecard.spec import CalibrationSpec, EarlyStop, EvalSpec, MeasureSpec, Stage
 from scorecard.yaml_text import show
 
 
@@ -51,6 +51,16 @@ class Section(BaseModel):
     def given(self) -> dict[str, Any]:
         """The keys that the file sets, null included; the others leave what an earlier level says."""
         return {name: value for name, value in self if name in self.model_fields_set}
+
+
+class EarlyStopping(Section):
+    alpha: float = Field(
+        default=EarlyStop.alpha, gt=0, lt=1, description="how often, at most, a task may be decided wrongly"
+    )
+    margin: float | None = Field(
+        default=None, gt=0, lt=1, description="also stop when accuracies differ by less; null: do not"
+    )
+    every: Count = Field(default=EarlyStop.every, description="documents between two looks at the test")
 
 
 class Evaluation(Section):
@@ -89,6 +99,17 @@ class Evaluation(Section):
     )
     heldout_documents: Count = Field(default=EvalSpec.heldout_documents, description="documents of that text")
     heldout_tokens: int = Field(default=EvalSpec.heldout_tokens, ge=2, description="tokens of each document")
+    early_stop: EarlyStopping | None = Field(
+        default=None, description="end a task once it is decided against the baseline; null: score all of it"
+    )
+    shuffle: Seed | None = Field(
+        default=None,
+        description="seed of a random order of requests, to see what rounding does; null: the tasks' order",
+    )
+    lm: Literal["shared", "hf"] = Field(
+        default="shared",
+        description="`shared` computes once what requests have in common; `hf` is lm-eval's own model class",
+    )
 
 
 class Calibration(Section):
@@ -158,6 +179,24 @@ class Expect(Section):
     reason: str = Field(default="", description="why, for the table")
 
 
+class Gate(Section):
+    recovery: float | None = Field(default=None, ge=0, description="at least: accuracy / the baseline's")
+    delta_accuracy: float | None = Field(
+        default=None, ge=-1, le=1, description="at least: accuracy - the baseline's, as a share"
+    )
+    kl: float | None = Field(default=None, ge=0, description="at most: KL divergence, nats per token")
+    size: Memory | None = Field(
+        default=None, description="at most: `8` (GiB), `8GiB`, `512MiB`, `8GB` of all files"
+    )
+    size_ratio: float | None = Field(default=None, gt=0, description="at most: size / the baseline's")
+    prefill_speedup: float | None = Field(
+        default=None, gt=0, description="at least: speed of prefill / the baseline's"
+    )
+    decode_speedup: float | None = Field(
+        default=None, gt=0, description="at least: speed of decode / the baseline's"
+    )
+
+
 class Settings(Section):
     """What defaults, models and configs may all set."""
 
@@ -167,6 +206,7 @@ class Settings(Section):
     )
     measure: Measure = Field(default_factory=Measure, description="how latency is measured")
     limits: Limits = Field(default_factory=Limits, description="the most that a stage may take")
+    gate: Gate = Field(default_factory=Gate, description="what a case must reach")
 
 
 class Config(Settings):

@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 4
+EXIT_INCONCLUSIVE = 6  # pytest takes 0 to 5
 
 
 class ScorecardError(Exception):

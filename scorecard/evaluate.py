@@ -7,6 +7,7 @@ get another one's answers.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -14,8 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scorecard import conditions, stopping
+from scorecard.clusters import clusters
+from scorecard.errors import SpecError
 from scorecard.heldout import heldout
 from scorecard.metrics import chance, document_value, is_accuracy, metric_name, primary_metric, task_metrics
+from scorecard.shuffled import shuffled
 from scorecard.spec import EvalSpec, to_json
 from scorecard.tasks import HELDOUT, load, resolve, seed
 
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "resolve"]
 
-Row = tuple[str, int, str, float]  # task, document, metric, value
+Row = tuple[str, int, str, float, int]  # task, document, metric, value, cluster
 
 
 def evaluate(
@@ -35,30 +40,34 @@ def evaluate(
     reference: Path | None,
     write_reference: Path | None,
     documents: Path,
+    baseline: Path | None = None,
     calibration: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run every task and the held-out text; returns the ``result`` of an ``evaluate`` record.
 
     ``reference`` holds the original's predictions on the held-out text; for the original itself they are
-    written to ``write_reference``. The score of each document goes to ``documents`` (parquet). Texts of
-    ``calibration`` that come up again in the tasks are counted. Raises SpecError and DataUnavailable as
-    ``resolve`` does.
+    written to ``write_reference``. The score of each document goes to ``documents`` (parquet). With
+    ``spec.early_stop`` a task ends when it is decided against ``baseline``, such a file of the baseline.
+    Texts of ``calibration`` that come up again in the tasks are counted. Raises SpecError and
+    DataUnavailable as ``resolve`` does.
     """
     import lm_eval
 
     started = time.perf_counter()
     tasks = load(spec)
-    results = _run(lm, tasks, spec)
+    with shuffled(lm, spec.shuffle):
+        results, stopped = _run(lm, tasks, spec, baseline)
     scores = {name: _task_score(task, name, results, spec) for name, task in tasks.items()}
     text = heldout(lm, spec, reference=reference, write_reference=write_reference)
     rows = [row for name, task in tasks.items() for row in _rows(task, name, results["samples"][name])]
-    write_documents(documents, rows + [(HELDOUT, *row) for row in text.rows])
+    write_documents(documents, rows + [(HELDOUT, *row, row[0]) for row in text.rows])
     return {
-        "tasks": scores,
+        "tasks": {name: {**score, "stopped": stopped.get(name)} for name, score in scores.items()},
         **mean_accuracy(scores),
         "heldout": text.summary,
         "heldout_reason": text.reason,
         "calibration_overlap": _overlap(calibration, results["samples"]),
+        "conditions": conditions.of_model(lm, chat=spec.apply_chat_template),
         "lm_eval_version": lm_eval.__version__,
         "seconds": time.perf_counter() - started,
         "settings": to_json(spec),
@@ -107,27 +116,64 @@ def mean_accuracy(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float | 
 
 
 def write_documents(path: Path, rows: Sequence[Row]) -> None:
-    """One row for each document and metric: columns ``task``, ``doc``, ``metric``, ``value``."""
+    """One row for each document and metric: columns ``task``, ``doc``, ``metric``, ``value``, ``cluster``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"task": pa.string(), "doc": pa.int64(), "metric": pa.string(), "value": pa.float64()}
+    kinds = {
+        "task": pa.string(),
+        "doc": pa.int64(),
+        "metric": pa.string(),
+        "value": pa.float64(),
+        "cluster": pa.int64(),
+    }
     schema = pa.schema(list(kinds.items()))
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], [], []]
+    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in kinds]
     pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
 
 
-def _run(lm: LM, tasks: dict[str, Task], spec: EvalSpec) -> dict[str, Any]:
+def _run(
+    lm: LM, tasks: Mapping[str, Task], spec: EvalSpec, baseline: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """lm-eval's results, and of each task that may be stopped how it ended."""
+    if not tasks:
+        return {"results": {}, "samples": {}}, {}
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap must not fork a process full of threads
+    seed(spec.seed)
+    if spec.early_stop is None or baseline is None:
+        return _lm_eval(lm, tasks, spec), {}
+    found: dict[str, dict[str, Any]] = {}
+    stopped: dict[str, Any] = {}
+    with stopping.remembering(lm):
+        for name, task in tasks.items():
+            some, stopped[name] = stopping.run(
+                task,
+                functools.partial(_lm_eval, lm, {name: task}, spec),
+                functools.partial(_right, task, name, spec),
+                stopping.Baseline.read(baseline, name),
+                spec.early_stop,
+                spec.seed,
+            )
+            for part in ("results", "samples", "n-samples", "versions", "n-shot"):
+                found.setdefault(part, {}).update(some[part])
+    return found, stopped
+
+
+def _right(task: Task, name: str, spec: EvalSpec, results: Mapping[str, Any]) -> stopping.Marked | None:
+    """The task's metric and which documents it calls right; ``None`` where it says more than that."""
+    score = _task_score(task, name, results, spec)
+    rows = _rows(task, name, results["samples"][name])
+    answers = {doc: value for _, doc, metric, value, _ in rows if metric == score["metric"]}
+    return (score["metric"], answers) if set(answers.values()) <= {0.0, 1.0} else None
+
+
+def _lm_eval(lm: LM, tasks: Mapping[str, Task], spec: EvalSpec) -> dict[str, Any]:
     """lm-eval's own evaluation loop on tasks that are already loaded."""
     import lm_eval
 
-    if not tasks:
-        return {"results": {}, "samples": {}}
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap must not fork a process full of threads
-    seed(spec.seed)
     results: dict[str, Any] = lm_eval.evaluate(
         lm=lm,
-        task_dict={"tasks": tasks, "groups": {}},
+        task_dict={"tasks": dict(tasks), "groups": {}},
         limit=spec.limit,
         bootstrap_iters=spec.bootstrap_iters,
         log_samples=True,
@@ -158,10 +204,23 @@ def _task_score(task: Task, name: str, results: Mapping[str, Any], spec: EvalSpe
 
 
 def _rows(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> list[Row]:
+    cluster = _clusters(task, name, samples)
     rows = []
     for sample in samples:
+        doc = int(sample["doc_id"])
         for metric in sample["metrics"]:
             value = document_value(task, metric, sample[metric])
             if value is not None:
-                rows.append((name, int(sample["doc_id"]), metric_name(metric, sample["filter"]), value))
+                rows.append((name, doc, metric_name(metric, sample["filter"]), value, cluster[doc]))
     return rows
+
+
+def _clusters(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """For each document the first one that shares its context; ``metadata: {cluster: KEY}`` says by what."""
+    documents = {int(sample["doc_id"]): sample["doc"] for sample in samples}  # once, however many filters
+    places = sorted(documents)
+    try:
+        found = clusters([documents[place] for place in places], (task.config.metadata or {}).get("cluster"))
+    except SpecError as error:
+        raise SpecError(f"task '{name}': {error}") from None
+    return {place: places[first] for place, first in zip(places, found, strict=True)}

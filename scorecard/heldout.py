@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scorecard.chunks import Logits
+from scorecard.divergence import Divergence, divergence
 from scorecard.documents import Document, read_texts, tokenized
+from scorecard.kept import Kept, normalized
 from scorecard.metrics import ratio
 from scorecard.reference import Reference, ReferenceWriter
 from scorecard.spec import EvalSpec
@@ -21,8 +24,6 @@ from scorecard.spec import EvalSpec
 if TYPE_CHECKING:
     import torch
     from lm_eval.api.model import LM
-
-_CHUNK_VALUES = 4_000_000  # logits compared at a time: 16 MB in float32, whatever the vocabulary
 
 
 @dataclass
@@ -42,7 +43,7 @@ class _Sums:
     tokens: int
     bytes: int
     nll: float
-    kl: float | None = None
+    kl: Divergence | None = None
     top1: float | None = None
 
 
@@ -70,7 +71,9 @@ def heldout(lm: LM, spec: EvalSpec, *, reference: Path | None, write_reference: 
     sums, vocabulary = _scored(lm, documents, original, write_reference)
     if original is not None and vocabulary != original.vocabulary:
         mismatch = f"{vocabulary} logits a token where the original has {original.vocabulary}"
-    result = _summarized(sums)
+    if write_reference and documents:
+        original = Reference(write_reference)
+    result = _summarized(sums, original.bytes_per_token if original is not None else None)
     if result.summary and result.summary["kl"] is None:
         result.reason = mismatch or "some of its probabilities are not finite"
     return result
@@ -98,68 +101,52 @@ def _scored(
     """One forward pass a document, without padding, so that no score depends on what shares its batch."""
     import torch
 
-    sums, vocabulary = [], 0
+    sums: list[_Sums] = []
+    vocabulary, logits = 0, Logits(lm.model)
     writer = ReferenceWriter(write_reference, documents) if write_reference else nullcontext()
     with torch.inference_mode(), writer as out:
         for place, document in enumerate(documents):
             tokens = torch.tensor([document.tokens], device=lm.device)
-            logits = lm.model(input_ids=tokens).logits[0, :-1]
-            vocabulary = logits.shape[-1]
-            if out is not None:
-                out.append(logits)
-            compared = original if original is not None and vocabulary == original.vocabulary else None
-            sums.append(_compared(document, logits, tokens[0, 1:], compared, place))
+            found = _Sums(document.index, document.positions, document.bytes, 0.0)
+            for rows, values in logits.of(tokens):
+                vocabulary = values.shape[-1]
+                if out is not None:
+                    out.append(values)
+                kept = None
+                if original is not None and vocabulary == original.vocabulary:
+                    kept = original.rows(place, rows.start, rows.stop, values.device)
+                _add(found, values, tokens[0, 1:][rows], kept)
             if write_reference:
-                sums[-1].kl, sums[-1].top1 = 0.0, float(document.positions)
+                found.kl, found.top1 = Divergence(), float(document.positions)
+            sums.append(found)
     return sums, vocabulary
 
 
-def _compared(
-    document: Document, logits: torch.Tensor, targets: torch.Tensor, original: Reference | None, place: int
-) -> _Sums:
-    """Sums of one document, a few rows of logits at a time."""
-    import torch
-
-    sums = _Sums(document.index, document.positions, document.bytes, 0.0)
-    if original is not None:
-        sums.kl = sums.top1 = 0.0
-    step = max(1, _CHUNK_VALUES // logits.shape[-1])
-    for start in range(0, document.positions, step):
-        rows = slice(start, min(start + step, document.positions))
-        logprobs = torch.log_softmax(logits[rows].float(), -1)
-        sums.nll -= float(logprobs.gather(-1, targets[rows, None]).double().sum())
-        if original is not None and sums.kl is not None and sums.top1 is not None:
-            stored, top = original.rows(place, rows.start, rows.stop)
-            sums.kl += _divergence(stored.to(logits.device), logprobs)
-            sums.top1 += float((logits[rows].argmax(-1) == top.to(logits.device)).sum())
-    if sums.kl is not None:
-        sums.kl = max(sums.kl, 0.0) if math.isfinite(sums.kl) else sums.kl  # float32 noise around 0
-    return sums
+def _add(sums: _Sums, logits: torch.Tensor, targets: torch.Tensor, kept: Kept | None) -> None:
+    """Count some positions of a document: ``logits`` [positions, vocabulary] and the tokens to predict."""
+    logprobs = normalized(logits)
+    sums.nll -= float(logprobs.gather(-1, targets[:, None]).double().sum())
+    if kept is not None:
+        sums.kl = divergence(kept, logprobs) + (sums.kl or Divergence())
+        sums.top1 = float((logits.argmax(-1) == kept.top).sum()) + (sums.top1 or 0.0)
 
 
-def _divergence(stored: torch.Tensor, candidate: torch.Tensor) -> float:
-    """Sum over rows of KL(original || candidate) in nats; both [rows, vocabulary] log-probabilities."""
-    import torch
-
-    original = torch.log_softmax(stored.float(), -1)
-    terms = original.exp() * (original - candidate)
-    return float(terms.masked_fill_(original.exp() == 0, 0.0).double().sum())
-
-
-def _summarized(sums: Sequence[_Sums]) -> Heldout:
+def _summarized(sums: Sequence[_Sums], bytes_per_token: float | None) -> Heldout:
     if not sums:
         return Heldout(reason="no document has two tokens")
     tokens, size = [s.tokens for s in sums], [s.bytes for s in sums]
     nll, nll_error = ratio([s.nll for s in sums], tokens)
     bits, bits_error = ratio([s.nll / math.log(2) for s in sums], size) if sum(size) else (math.nan, None)
     perplexity = math.exp(min(nll, 700.0))
-    kl, kl_error = _rate([s.kl for s in sums], tokens)
+    divergences, bound = _divergences([s.kl for s in sums])
+    kl, kl_error = _rate(divergences, tokens)
     top1, top1_error = _rate([s.top1 for s in sums], tokens)
     if kl is None:
         top1 = top1_error = None
     summary = {
         "kl": kl,
         "kl_stderr": kl_error,
+        "kl_truncation_bound": None if kl is None else _finite(bound / sum(tokens)),
         "top1": top1,
         "top1_stderr": top1_error,
         "perplexity": _finite(perplexity),
@@ -168,8 +155,20 @@ def _summarized(sums: Sequence[_Sums]) -> Heldout:
         "bits_per_byte_stderr": _finite(bits_error),
         "tokens": sum(tokens),
         "documents": len(sums),
+        "reference_bytes_per_token": bytes_per_token,
     }
-    return Heldout(summary, None, [row for s in sums for row in _rows(s, kl is not None)])
+    shown = divergences if kl is not None else [None] * len(sums)
+    rows = [row for s, value in zip(sums, shown, strict=True) for row in _rows(s, value)]
+    return Heldout(summary, None, rows)
+
+
+def _divergences(found: Sequence[Divergence | None]) -> tuple[list[float | None], float]:
+    """The KL of each document, and how far their sum is at most from that over the full vocabulary."""
+    total = sum((each for each in found if each is not None), Divergence())
+    values = [None if each is None else each.value(total.control_helps) for each in found]
+    low, high = total.interval()
+    value = sum(each for each in values if each is not None)
+    return values, max(high - value, value - low, 0.0)
 
 
 def _rate(values: Sequence[float | None], weights: Sequence[float]) -> tuple[float | None, float | None]:
@@ -178,9 +177,9 @@ def _rate(values: Sequence[float | None], weights: Sequence[float]) -> tuple[flo
     return ratio(finite, weights) if len(finite) == len(weights) else (None, None)
 
 
-def _rows(sums: _Sums, compared: bool) -> Iterator[tuple[int, str, float]]:
-    if compared and sums.kl is not None and sums.top1 is not None:
-        yield sums.index, "kl", sums.kl / sums.tokens
+def _rows(sums: _Sums, kl: float | None) -> Iterator[tuple[int, str, float]]:
+    if kl is not None and sums.top1 is not None:
+        yield sums.index, "kl", kl / sums.tokens
         yield sums.index, "top1", sums.top1 / sums.tokens
     if math.isfinite(sums.nll):
         yield sums.index, "nll", sums.nll / sums.tokens
@@ -209,6 +208,6 @@ def _rolling(lm: LM, texts: Sequence[str], original: Reference | None) -> Heldou
         _Sums(place, len(original.document(place)) - 1, original.bytes[place], -float(score))
         for place, score in enumerate(scores)
     ]
-    result = _summarized(sums)
+    result = _summarized(sums, None)
     result.reason = reason
     return result

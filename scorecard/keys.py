@@ -16,7 +16,7 @@ from scorecard.spec import Case, EvalSpec, Stage, to_json
 from scorecard.store import sha256_file, stage_key
 
 # Raise a stage's number when equal inputs would now give another result.
-VERSIONS: Mapping[Stage, int] = {"prepare": 1, "compress": 1, "audit": 2, "evaluate": 2, "measure": 1}
+VERSIONS: Mapping[Stage, int] = {"prepare": 1, "compress": 1, "audit": 2, "evaluate": 3, "measure": 1}
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 EVALUATION = ("lm-eval", "datasets")
 
@@ -98,7 +98,8 @@ def audit(parent: str) -> dict[str, Any]:
 def evaluate(
     case: Case, runner: type[BaseRunner], parent: str, tasks: Mapping[str, Any], reference: str | None
 ) -> dict[str, Any]:
-    """The artifact, the resolved tasks with their data's hashes, every setting, and the KL reference."""
+    """The artifact, the resolved tasks with their data's hashes, every setting, and the key of the baseline's
+    scores where they count."""
     spec = to_json(case.evaluation)
     heldout = case.evaluation.heldout
     for place in ("tasks", "task_paths"):

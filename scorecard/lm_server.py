@@ -95,7 +95,7 @@ class Server:
     ) -> dict[str, Any]:
         """Load the artifact; ``hidden`` is given where the client's isolation does not reach this process."""
         from runners import base
-        from scorecard import isolation
+        from scorecard import conditions, isolation
         from scorecard.spec import Case, from_json
         from scorecard.tasks import seed
 
@@ -108,7 +108,8 @@ class Server:
             lm.progress = lambda done, total: self._send({"id": self._id, "progress": [done, total]})
         seed(read.evaluation.seed)  # as the client's process, so that sampling gives the same texts
         self._lm = lm
-        return {name: getattr(lm, name) for name in FACTS if hasattr(lm, name)}
+        facts = {name: getattr(lm, name) for name in FACTS if hasattr(lm, name)}
+        return {**facts, "conditions": conditions.of_tokenizer(lm)}
 
     def _requests(self, method: str, requests: list[list[Any]]) -> Any:
         return getattr(self.lm, method)([Served(tuple(arguments)) for arguments in requests])

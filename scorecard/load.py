@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from scorecard.calibration_sets import KNOWN
-from scorecard.document import Config, Document, Evaluation, Limits, Model, Settings, Use
+from scorecard.document import Config, Document, EarlyStopping, Evaluation, Limits, Model, Settings, Use
 from scorecard.errors import SpecError, nearest
-from scorecard.spec import CalibrationSpec, Case, ConfigSpec, EvalSpec, Limit, MeasureSpec, ModelSpec
+from scorecard.spec import (
+    CalibrationSpec,
+    Case,
+    ConfigSpec,
+    EarlyStop,
+    EvalSpec,
+    GateSpec,
+    Limit,
+    MeasureSpec,
+    ModelSpec,
+)
 from scorecard.spec import Expect as ExpectSpec
 from scorecard.validation import validate
 from scorecard.variables import substitute
@@ -131,6 +141,7 @@ class _Loader:
             measure=MeasureSpec(**_merged(level.measure.given() for level in levels)),
             limits=_limits([level.limits for level in levels]),
             expect=self._expect(place, model, config, name),
+            gate=None if config.runner == BASELINE else _gate(levels),
         )
 
     def _model(self, model: Model) -> ModelSpec:
@@ -183,8 +194,7 @@ class _Loader:
                 f"{place}.tasks", "is missing; write 'tasks: [hellaswag]' here or in 'defaults'"
             )
         found.setdefault("task_paths", Evaluation().task_paths)
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-        return EvalSpec(**settings)
+        return EvalSpec(**{name: _frozen(value) for name, value in found.items()})
 
     def _calibration(self, place: str, levels: list[Settings]) -> CalibrationSpec | None:
         found: dict[str, Any] = {}
@@ -211,6 +221,19 @@ class _Loader:
 
 def _merged(levels: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for level in levels for name, value in level.items()}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, EarlyStopping):
+        return EarlyStop(**dict(value))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _gate(levels: Iterable[Settings]) -> GateSpec | None:
+    """The thresholds of all levels together, a null taking back what an earlier one says; ``None``: none."""
+    found = _merged(level.gate.given() for level in levels)
+    limits = {"size_gib" if name == "size" else name: value for name, value in found.items()}
+    return GateSpec(**limits) if any(value is not None for value in limits.values()) else None
 
 
 def _limits(levels: Iterable[Limits]) -> dict[str, Limit]:

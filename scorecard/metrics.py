@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,17 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 
+#: Random scorings of each document where chance has to be measured.
+GUESSES = 20
+
+
 def chance(task: Task, limit: int | None, metric: str, accuracy: bool) -> float | None:
     """What a guesser without knowledge scores with ``metric``, in [0, 1]; None where it cannot be known.
 
     ``metadata: {chance: …}`` in the task's YAML file goes first. A multiple-choice accuracy is guessed
     right with the share of right choices, averaged over the documents; a text that must be produced word
-    for word is not guessed. A task that scores choices with a function of its own can do anything.
+    for word is not guessed. A task that scores choices with a function of its own is asked what it gives a
+    scorer that knows nothing.
     """
     from lm_eval.api.task import ConfigurableTask
 
@@ -28,11 +34,27 @@ def chance(task: Task, limit: int | None, metric: str, accuracy: bool) -> float 
         return 0.0
     standard = type(task).process_results is ConfigurableTask.process_results
     if not standard or callable(task.config.process_results):
-        return None
+        return _guessed(task, limit, metric) if task.OUTPUT_TYPE == "multiple_choice" else None
     if task.OUTPUT_TYPE != "multiple_choice" or metric.startswith("exact_match"):
         return 0.0
     shares = [_right_share(task, doc) for _, doc in task.doc_iterator(limit=limit)]
     return sum(shares) / len(shares)
+
+
+def _guessed(task: Task, limit: int | None, metric: str) -> float | None:
+    """Mean score of random log-likelihoods, exchangeable between the choices; None where the task's function
+    wants something else, or gives no number for a document."""
+    generator = random.Random(0)
+    name, values = metric.partition(",")[0], []
+    for _, doc in task.doc_iterator(limit=limit):
+        choices = range(len(task.doc_to_choice(doc)))
+        for _ in range(GUESSES):
+            results = [(generator.gauss(-10, 1), False) for _ in choices]
+            try:
+                values.append(float(task.process_results(doc, results)[name]))
+            except (TypeError, ValueError, LookupError):
+                return None
+    return sum(values) / len(values) if values else None
 
 
 def primary_metric(metrics: Sequence[str]) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from scorecard import machine, results
+from scorecard import machine, results, verdict
 from scorecard.errors import ScorecardError
 from scorecard.run import Run, add_options, from_arguments
-from scorecard.spec import Case, Expect, Record, Stage
+from scorecard.spec import Case, Expect, GateSpec, Record, Stage
 
 BENCH_FILE = Path(__file__).with_name("test_scorecard.py")
 _STAGE_OF: dict[str, Stage] = {
@@ -28,11 +28,14 @@ _STAGE_OF: dict[str, Stage] = {
     "test_evaluate": "evaluate",
     "test_latency": "measure",
 }
+_LAST = {"test_latency": 1, "test_gate": 2}  # a timing waits until nothing else runs, a gate for everything
 _CASE = "scorecard_case"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    add_options(parser.getgroup("scorecard", "the scorecard for LLM compression").addoption)
+    group = parser.getgroup("scorecard", "the scorecard for LLM compression")
+    add_options(group.addoption)
+    verdict.add_option(group.addoption)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -43,10 +46,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     try:
         options = from_arguments(lambda name: config.getoption(name, default=None))
-        run = Run(options, exclusive=not _parallel(config))
+        bench = BenchSession(Run(options, exclusive=not _parallel(config)), config)
     except ScorecardError as error:
         raise pytest.UsageError(str(error)) from None
-    config.pluginmanager.register(BenchSession(run, config), BenchSession.NAME)
+    config.pluginmanager.register(bench, BenchSession.NAME)
 
 
 def _check_root(config: pytest.Config) -> None:
@@ -78,6 +81,9 @@ class BenchSession:
         self.run, self.config = run, config
         self.parallel = _parallel(config)
         self.seen: dict[str, Case] = {}
+        self.inconclusive = str(config.getoption("gate_inconclusive"))
+        self.undecided_code = verdict.exit_code(self.inconclusive)
+        self.undecided = False
         self.summary: results.Summary | None = None
 
     def pytest_report_header(self) -> list[str]:
@@ -85,12 +91,16 @@ class BenchSession:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if metafunc.definition.path == BENCH_FILE and "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", self.run.cases, ids=lambda case: case.id, scope="module")
+            gates = metafunc.definition.originalname == "test_gate"
+            cases = [case for case in self.run.cases if case.gate or not gates]
+            metafunc.parametrize("case", cases, ids=lambda case: case.id, scope="module")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Timings last: they wait until nothing else runs."""
-        items.sort(key=lambda item: getattr(item, "originalname", "") == "test_latency")
+        """Timings and gates last; no test of a gate where models.yaml has none."""
+        if not any(case.gate for case in self.run.cases):
+            items[:] = [item for item in items if getattr(item, "originalname", "") != "test_gate"]
+        items.sort(key=lambda item: _LAST.get(getattr(item, "originalname", ""), 0))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Begin all selected work at once; under ``-n`` each worker does its own, when its turn comes."""
@@ -109,15 +119,31 @@ class BenchSession:
         _judge(case, stage, record)
         return record
 
+    def judged(self, node: pytest.Item, case: Case) -> str:
+        """Wait for what the gate of a case is about; the test fails, passes or is skipped as it comes out."""
+        node.user_properties.append((_CASE, case.id))
+        assert case.gate
+        wanted = [s for s in verdict.stages(case.gate) if s != "measure" or not self.parallel]
+        self.run.submit([(case, stage) for stage in wanted])
+        for stage in wanted:
+            record = self.run.bench.record(case, stage)
+            if record.status != "ok":
+                pytest.skip(f"{stage} {record.status}: {record.reason}")
+        self.run.wait()
+        return verdict.judge(self.run, node, case, self.inconclusive)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called in the controller too, with what its workers reported."""
         for name, value in report.user_properties:
             if name == _CASE:
                 self.seen.setdefault(str(value), self.run.case(str(value)))
+            self.undecided |= (name, value) == (verdict.PROPERTY, "inconclusive")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """End the work, then build the rows here rather than in the summary, where an error would hide."""
+        if exitstatus == pytest.ExitCode.OK and self.undecided and self.undecided_code:
+            session.exitstatus = self.undecided_code
         interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if not (interrupted or session.shouldstop or session.shouldfail):
             self.run.wait()
@@ -141,9 +167,21 @@ def _drop_hypothesis(config: pytest.Config) -> None:
 
 
 def _wanted(items: Iterable[Any]) -> list[tuple[Case, Stage]]:
-    bench = [i for i in items if i.path == BENCH_FILE and i.originalname in _STAGE_OF]
-    pairs = [(i.callspec.params["case"], _STAGE_OF[i.originalname]) for i in bench]
+    bench = [(i.originalname, i.callspec.params["case"]) for i in items if i.path == BENCH_FILE]
+    pairs = [(case, _STAGE_OF[name]) for name, case in bench if name in _STAGE_OF]
+    pairs += [(case, stage) for name, case in bench if case.gate for stage in _gate_stages(name, case.gate)]
     return list({(case.id, stage): (case, stage) for case, stage in pairs}.values())
+
+
+def _gate_stages(name: str, gate: GateSpec) -> list[Stage]:
+    return verdict.stages(gate) if name == "test_gate" else []
+
+
+@pytest.fixture
+def judged(request: pytest.FixtureRequest) -> Callable[[Case], str]:
+    """``judged(case)`` is the outcome of the case's gate, once all that it is about is measured."""
+    session: Any = request.config.pluginmanager.get_plugin(BenchSession.NAME)
+    return lambda case: str(session.judged(request.node, case))
 
 
 @pytest.fixture

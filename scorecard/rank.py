@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 
 def competition_ranks(scores: Mapping[str, float], tied: Callable[[str, str], bool]) -> dict[str, int]:
@@ -35,3 +35,21 @@ def pareto_front(points: Mapping[str, tuple[int, float]]) -> frozenset[str]:
             best = points[case]
             front.add(case)
     return frozenset(front)
+
+
+def rank_limits(
+    scores: Mapping[str, float], told_apart: Container[frozenset[str]]
+) -> dict[str, tuple[int, int]]:
+    """The best and the worst rank that each case can have.
+
+    One more than the cases that are surely better, and as many as are not surely worse. Where the family
+    of tests makes a false rejection with probability at most alpha, all true ranks lie inside with
+    probability 1 - alpha at least (Mogstad, Romano, Shaikh & Wilhelm 2024).
+    """
+    limits = {}
+    for case in scores:
+        others = [other for other in scores if frozenset((case, other)) in told_apart]
+        better = sum(scores[other] > scores[case] for other in others)
+        worse = sum(scores[other] < scores[case] for other in others)
+        limits[case] = (1 + better, len(scores) - worse)
+    return limits

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from scorecard.row import GIB, Row, RowStatus, TaskScore
-from scorecard.spec import STAGES, Record
+from scorecard.spec import STAGES, GateSpec, Record
+from scorecard.speed import speedup
 
 #: Row keys that are copied from a stage's result: key -> stage and path in it.
 _COPIED: Mapping[str, tuple[str, ...]] = {
@@ -23,12 +24,14 @@ _COPIED: Mapping[str, tuple[str, ...]] = {
     "kl_stderr": ("evaluate", "heldout", "kl_stderr"),
     "top1": ("evaluate", "heldout", "top1"),
     "top1_stderr": ("evaluate", "heldout", "top1_stderr"),
+    "heldout_documents": ("evaluate", "heldout", "documents"),
     "perplexity": ("evaluate", "heldout", "perplexity"),
     "bits_per_byte": ("evaluate", "heldout", "bits_per_byte"),
     "prefill_tokens_per_second": ("measure", "prefill_tokens_per_second"),
     "decode_tokens_per_second": ("measure", "decode_tokens_per_second"),
     "prefill_speedup": ("measure", "prefill_speedup"),
     "decode_speedup": ("measure", "decode_speedup"),
+    "timing_rounds": ("measure", "settings", "repeats"),
     "load_seconds": ("measure", "load_seconds"),
     "peak_host_memory_bytes": ("measure", "peak_host_memory_bytes"),
     "peak_cuda_memory_bytes": ("measure", "peak_cuda_memory_bytes"),
@@ -43,7 +46,7 @@ class CaseRecords:
     """What is known of one case: the record of each stage that was asked for, failed and skipped ones too.
 
     ``documents`` is the evaluate stage's documents.parquet; ``skipped`` says why no stage was run at all;
-    ``expected`` is the reason of a declared failure that came true.
+    ``expected`` is the reason of a declared failure that came true; ``gate`` is what it must reach.
     """
 
     case: str
@@ -54,6 +57,7 @@ class CaseRecords:
     documents: Path | None = None
     skipped: str | None = None
     expected: str | None = None
+    gate: GateSpec | None = None
 
 
 def own_row(case: CaseRecords) -> Row:
@@ -74,13 +78,28 @@ def own_row(case: CaseRecords) -> Row:
         tasks=tasks,
         size_gib=None if copied["size_bytes"] is None else copied["size_bytes"] / GIB,
         documents=sum(task.n for task in tasks.values() if task.accuracy) or None,
+        stopped_early=bool(_at(case.records, ("evaluate", "settings", "early_stop"))),
         chance_corrected_accuracy=_chance_corrected(tasks),
         prefill_p50_ms=_milliseconds(_at(case.records, ("measure", "prefill", "p50"))),
         decode_p50_ms=_milliseconds(_at(case.records, ("measure", "decode", "p50"))),
         findings=tuple(f"{finding['level']}: {finding['what']}" for finding in found),
         notes=_notes(case) if status == "ok" else (),
+        **_speedup_ends(case.records),
         **copied,
     )
+
+
+def _speedup_ends(records: Mapping[str, Record]) -> dict[str, Any]:
+    rounds = _at(records, ("measure", "settings", "repeats"))
+    ends: dict[str, Any] = {}
+    for name in ("prefill", "decode"):
+        ours, theirs = (
+            _at(records, ("measure", *path, "samples_seconds")) for path in ((name,), ("baseline", name))
+        )
+        interval = speedup(theirs, ours, rounds) if ours and theirs and rounds else None
+        if interval:
+            ends |= {f"{name}_speedup_low": interval.low, f"{name}_speedup_high": interval.high}
+    return ends
 
 
 def _status(case: CaseRecords) -> tuple[RowStatus, str | None]:
@@ -104,31 +123,35 @@ def _notes(case: CaseRecords) -> tuple[str, ...]:
         "held-out text": _at(case.records, ("evaluate", "heldout_reason")),
         "speed": _at(case.records, ("measure", "reason")),
     }
+    if _at(case.records, ("evaluate", "settings", "early_stop")) and case.runner != "baseline":
+        told["accuracy"] = "stopped early: its intervals are meant for a fixed number of documents"
     if case.runner != "baseline":
         told["speedup"] = _at(case.records, ("measure", "baseline_reason"))
     return tuple(skipped) + tuple(f"{what}: {why}" for what, why in told.items() if why)
 
 
 def _task(task: Mapping[str, Any]) -> TaskScore:
-    version = task.get("version")
+    version, value, chance = task.get("version"), _number(task["value"]), _number(task.get("chance"))
+    counts = bool(task["accuracy"]) and value is not None and chance is not None and chance != 1
     return TaskScore(
         task["metric"],
-        _number(task["value"]),
+        value,
         _number(task.get("stderr")),
         int(task["n"]),
-        _number(task.get("chance")),
+        chance,
         bool(task["accuracy"]),
         bool(task["higher_is_better"]),
         task.get("num_fewshot"),
         None if version is None else str(version),
+        (value - chance) / (1 - chance) if counts else None,
     )
 
 
 def _chance_corrected(tasks: Mapping[str, TaskScore]) -> float | None:
-    """max(0, mean of (a - h) / (1 - h)); a task with h = 1 tells nothing, one without h hides all."""
-    counted = [(t.value, t.chance) for t in tasks.values() if t.accuracy and t.chance != 1]
-    above = [(a - h) / (1 - h) for a, h in counted if a is not None and h is not None]
-    return max(0.0, sum(above) / len(above)) if above and len(above) == len(counted) else None
+    """max(0, mean over the tasks); a task with chance 1 tells nothing, one without chance hides all."""
+    counted = [t.chance_corrected for t in tasks.values() if t.accuracy and t.chance != 1]
+    known = [value for value in counted if value is not None]
+    return max(0.0, sum(known) / len(known)) if known and len(known) == len(counted) else None
 
 
 def _at(records: Mapping[str, Record], path: tuple[str, ...]) -> Any:

@@ -2,125 +2,98 @@
 
 Tensors, for ``documents`` documents of together ``tokens`` tokens, of which ``positions`` are predicted:
 
-    tokens      int32    [tokens]              token ids, document after document
-    starts      int64    [documents + 1]       where each document begins in ``tokens``
-    characters  int64    [documents]           how far into its text each document goes
-    bytes       int64    [documents]           UTF-8 length of the text that the predicted tokens spell
-    logprobs    float16  [positions, vocabulary]  natural logarithms
-    top         int32    [positions]           the most probable token, before rounding to float16
+    tokens      int32    [tokens]           token ids, document after document
+    starts      int64    [documents + 1]    where each document begins in ``tokens``
+    characters  int64    [documents]        how far into its text each document goes
+    bytes       int64    [documents]        UTF-8 length of the text that the predicted tokens spell
+    top         int32    [positions]        the most probable token, before rounding to float16
+    logprobs    float16  [positions, k]     natural logarithms, of the ``k`` most probable tokens
 
-The layout is written and read one document at a time, so memory does not grow with the text. The file takes
-``2 * vocabulary + 4`` bytes a position. Reading normalizes the probabilities again, so that rounding
-shifts a divergence by its own small random error only and never makes it negative.
+and, but for a vocabulary so small that ``logprobs`` holds all of it in order (see ``scorecard.kept``):
+
+    ids             uint8    [positions, k, width]  those tokens; little-endian, in as few bytes as it takes
+    tail            float32  [positions, 3]         all other tokens: ln of their mass, of the least and of
+                                                    the greatest of their probabilities
+    draw_starts     int64    [positions + 1]        where each position begins in ``drawn``
+    drawn           uint8    [draws, width]         other tokens, drawn at random in proportion to their
+                                                    probability
+    drawn_logprobs  float32  [draws]                natural logarithms
+
+The metadata ``vocabulary`` is the number of tokens that have a logit. Whoever reads maps the file and takes
+a few rows at a time; whoever writes holds it in memory, some thousand bytes a position.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from scorecard.documents import Document
+from scorecard.kept import Kept, Others, id_bytes, keep
 
 if TYPE_CHECKING:
     import torch
 
-_BYTES = {"I32": 4, "I64": 8, "F16": 2}
+_SEED = 20_260_101  # of the draws
 
 
 class ReferenceWriter:
-    """Writes the file in order; call ``append`` once for each document, then leave the context."""
+    """Collects logits in order, a few positions at a time; the file is written on leaving the context."""
 
     def __init__(self, path: Path, documents: Sequence[Document]) -> None:
+        import torch
+
         self._path, self._documents = path, documents
-        self._positions = sum(d.positions for d in documents)
-        self._top: list[int] = []
-        self._file: IO[bytes] | None = None
+        self._generator = torch.Generator().manual_seed(_SEED)
+        self._vocabulary = 0
+        self._parts: list[dict[str, torch.Tensor]] = []
 
     def __enter__(self) -> Self:
-        self._file = self._path.open("wb")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is None:
-            return
-        try:
-            if kind is None:
-                self._finish(self._file)
-        finally:
-            self._file.close()
+        if kind is None:
+            self._finish()
 
     def append(self, logits: torch.Tensor) -> None:
-        """Add one document: ``logits`` of its positions, [positions, vocabulary], any float type."""
+        """Add the next positions: ``logits`` [positions, vocabulary], any float type."""
+        self._vocabulary = logits.shape[-1]
+        self._parts.append(_tensors(keep(logits, self._generator), id_bytes(self._vocabulary)))
+
+    def _finish(self) -> None:
         import torch
+        from safetensors.torch import save_file
 
-        if self._file is None:
-            raise ValueError("append outside of the context")
-        if not self._top:
-            self._begin(self._file, logits.shape[-1])
-        self._top += logits.argmax(-1).tolist()
-        logprobs = torch.log_softmax(logits.float(), -1).clamp_min(torch.finfo(torch.float16).min)
-        self._file.write(logprobs.half().cpu().contiguous().numpy().tobytes())
-
-    def _begin(self, file: IO[bytes], vocabulary: int) -> None:
-        """The header (every shape is known by now), then the small tensors."""
-        count = len(self._documents)
-        tokens = sum(len(d.tokens) for d in self._documents)
-        shapes = (
-            ("starts", "I64", [count + 1]),
-            ("characters", "I64", [count]),
-            ("bytes", "I64", [count]),
-            ("tokens", "I32", [tokens]),
-            ("logprobs", "F16", [self._positions, vocabulary]),
-            ("top", "I32", [self._positions]),
-        )
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, dtype, shape in shapes:
-            end = offset + _BYTES[dtype] * _product(shape)
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
-        self._write_documents(file)
-
-    def _write_documents(self, file: IO[bytes]) -> None:
-        starts = [0]
-        for document in self._documents:
-            starts.append(starts[-1] + len(document.tokens))
-        file.write(_packed("q", starts))
-        file.write(_packed("q", [d.characters for d in self._documents]))
-        file.write(_packed("q", [d.bytes for d in self._documents]))
-        file.write(_packed("i", [t for d in self._documents for t in d.tokens]))
-
-    def _finish(self, file: IO[bytes]) -> None:
-        if len(self._top) != self._positions:
-            raise ValueError(f"{self._path}: {len(self._top)} of {self._positions} positions were written")
-        file.write(_packed("i", self._top))
+        wanted = sum(d.positions for d in self._documents)
+        written = sum(len(part["top"]) for part in self._parts)
+        if written != wanted:
+            raise ValueError(f"{self._path}: {written} of {wanted} positions were written")
+        tensors = _documents(self._documents)
+        for name in self._parts[0] if self._parts else ():
+            tensors[name] = torch.cat([part[name] for part in self._parts])
+        if "draw_starts" in tensors:
+            tensors["draw_starts"] = _sums(tensors["draw_starts"])
+        save_file(tensors, self._path, {"vocabulary": str(self._vocabulary)})
 
 
 class Reference:
-    """A finished file, read one document at a time."""
+    """A finished file, of which a few positions are read at a time."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import safe_open
 
-        file = cast(Any, safe_open(path, framework="pt"))
-        self.starts: list[int] = file.get_tensor("starts").tolist()
-        self.characters: list[int] = file.get_tensor("characters").tolist()
-        self.bytes: list[int] = file.get_tensor("bytes").tolist()
-        self.tokens: list[int] = file.get_tensor("tokens").tolist()
-        self._logprobs = file.get_slice("logprobs")
-        self._top = file.get_slice("top")
-
-    @property
-    def vocabulary(self) -> int:
-        return int(self._logprobs.get_shape()[1])
+        self._file = cast(Any, safe_open(path, framework="pt"))
+        self._names = set(self._file.keys())
+        self.vocabulary = int(self._file.metadata()["vocabulary"])
+        self.starts: list[int] = self._file.get_tensor("starts").tolist()
+        self.characters: list[int] = self._file.get_tensor("characters").tolist()
+        self.bytes: list[int] = self._file.get_tensor("bytes").tolist()
+        self.tokens: list[int] = self._file.get_tensor("tokens").tolist()
+        self.bytes_per_token = path.stat().st_size / max(1, len(self.tokens) - len(self))
 
     def __len__(self) -> int:
         return len(self.bytes)
@@ -129,21 +102,71 @@ class Reference:
         """Token ids of the document at ``place``."""
         return tuple(self.tokens[self.starts[place] : self.starts[place + 1]])
 
-    def rows(self, place: int, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities (float16 [n, vocabulary]) and top tokens ([n]) of a document's ``start:end``."""
+    def rows(self, place: int, start: int, end: int, device: torch.device | str = "cpu") -> Kept:
+        """What is kept of the distributions of a document's positions ``start:end``, on ``device``."""
         first = self.starts[place] - place  # one position fewer than tokens in each document before
-        return self._logprobs[first + start : first + end], self._top[first + start : first + end]
+        rows = slice(first + start, first + end)
+        top, logprobs = self._slice("top", rows).long(), self._slice("logprobs", rows)
+        others = self._others(rows, device) if "ids" in self._names else None
+        return Kept(top.to(device), logprobs.to(device), others)
+
+    def _others(self, rows: slice, device: torch.device | str) -> Others:
+        starts = self._slice("draw_starts", slice(rows.start, rows.stop + 1))
+        drawn = slice(int(starts[0]), int(starts[-1]))
+        return Others(
+            _unpacked(self._slice("ids", rows)).to(device),
+            self._slice("tail", rows).to(device),
+            starts.diff().to(device),
+            _unpacked(self._slice("drawn", drawn)).to(device),
+            self._slice("drawn_logprobs", drawn).to(device),
+        )
+
+    def _slice(self, name: str, rows: slice) -> torch.Tensor:
+        return cast("torch.Tensor", self._file.get_slice(name)[rows])
 
 
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+def _documents(documents: Sequence[Document]) -> dict[str, torch.Tensor]:
+    import torch
+
+    lengths = torch.tensor([len(d.tokens) for d in documents], dtype=torch.int64)
+    return {
+        "tokens": torch.tensor([t for d in documents for t in d.tokens], dtype=torch.int32),
+        "starts": _sums(lengths),
+        "characters": torch.tensor([d.characters for d in documents], dtype=torch.int64),
+        "bytes": torch.tensor([d.bytes for d in documents], dtype=torch.int64),
+    }
 
 
-def _packed(kind: str, values: Sequence[int]) -> bytes:
-    """Little-endian bytes; ``q`` is int64, ``i`` int32."""
-    import struct
+def _tensors(kept: Kept, width: int) -> dict[str, torch.Tensor]:
+    """The part of each tensor of the file; of ``draw_starts`` the counts as yet."""
+    import torch
 
-    return struct.pack(f"<{len(values)}{kind}", *values)
+    parts = {"top": kept.top.to(torch.int32), "logprobs": kept.logprobs}
+    if kept.others is not None:
+        parts["ids"] = _packed(kept.others.ids, width)
+        parts["tail"] = kept.others.tail
+        parts["draw_starts"] = kept.others.counts
+        parts["drawn"] = _packed(kept.others.drawn, width)
+        parts["drawn_logprobs"] = kept.others.drawn_logprobs
+    return {name: part.cpu() for name, part in parts.items()}
+
+
+def _sums(counts: torch.Tensor) -> torch.Tensor:
+    """0, and the sum up to each of ``counts``."""
+    import torch
+
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _packed(ids: torch.Tensor, width: int) -> torch.Tensor:
+    """int64 [...] -> uint8 [..., width], little-endian."""
+    import torch
+
+    places = 8 * torch.arange(width, device=ids.device)
+    return ((ids[..., None] >> places) & 255).to(torch.uint8)
+
+
+def _unpacked(packed: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return (packed.long() << 8 * torch.arange(packed.shape[-1])).sum(-1)

@@ -34,7 +34,12 @@ def _guesser(
 ) -> Row:
     """A model that guesses uniformly: its accuracy is the chance level, its files tokenizer and config."""
     guessed = {
-        name: dataclasses.replace(task, value=task.chance, stderr=None if task.chance is None else 0.0)
+        name: dataclasses.replace(
+            task,
+            value=task.chance,
+            stderr=None if task.chance is None else 0.0,
+            chance_corrected=None if task.chance in (None, 1) else 0.0,
+        )
         for name, task in tasks.items()
         if task.accuracy
     }

@@ -20,7 +20,8 @@ class Request:
 
     ``hidden`` folders are made unreachable in the stages that only read the artifact. ``python`` is the
     interpreter of the worker (``None``: the scorecard's own), ``served_by`` another one, in which the model
-    is loaded because lm-eval cannot live there. ``preload``: the worker will import torch and transformers.
+    is loaded because lm-eval cannot live there. ``reference`` is the folder of the baseline's evaluate
+    record. ``preload``: the worker will import torch and transformers.
     """
 
     stage: Stage

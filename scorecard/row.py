@@ -7,7 +7,7 @@ docs/results.md are made from here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -47,13 +47,31 @@ class TaskScore:
     higher_is_better: Annotated[bool, "direction of the metric"]
     num_fewshot: Annotated[int | None, "examples shown before each question"] = None
     version: Annotated[str | None, "version of the task's definition"] = None
+    chance_corrected: Annotated[
+        float | None, "(value - chance) / (1 - chance) of an accuracy; below 0: worse than a guess"
+    ] = None
+
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class GateCheck:
+    """One threshold of one row: `pass` or `fail` when all of the interval is on one side of it."""
+
+    outcome: Annotated[Outcome, "`pass`, `fail` or `inconclusive`"]
+    limit: Annotated[float, "the threshold"]
+    value: Annotated[float | None, "what was measured; null: nothing was"]
+    low: Annotated[float | None, "lower end of its 95 % interval; `value` for what is exact, such as a size"]
+    high: Annotated[float | None, "upper end of its 95 % interval"]
+    needs: Annotated[int | None, "about how many more documents (rounds, for speed) would decide it"]
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the score table. ``None`` means not measured, never zero."""
 
-    case: Annotated[str, "id of the case, `set.name@version-config`"]
+    case: Annotated[str, "id of the case, `set.name@version-config`; `#2` for the baseline of another group"]
     model: Annotated[str, "id of the model, `set.name@version`"]
     config: Annotated[str, "name of the config; `null` and `lossless` for the reference rows"]
     runner: Annotated[str, "backend that made the artifact; `reference` for the reference rows"]
@@ -65,6 +83,13 @@ class Row:
         bool, "true for the two reference rows, which take no part in ranks and Pareto front"
     ] = False
     baseline: Annotated[bool, "true for the uncompressed model that the others are compared with"] = False
+    group: Annotated[
+        int | None,
+        "cases of a model with one number were scored under the same conditions; 1: the baseline's",
+    ] = None
+    differs: Annotated[
+        tuple[str, ...], "conditions that are not those of group 1, `name: value, not value`"
+    ] = field(default_factory=tuple)
     stages: Annotated[Mapping[str, str], "status of each stage that was asked for"] = field(
         default_factory=dict
     )
@@ -73,6 +98,7 @@ class Row:
     )
 
     size_bytes: Annotated[int | None, "apparent bytes of all files of the artifact"] = None
+    size_ratio: Annotated[float | None, "`size_bytes` / the baseline's"] = None
     size_gib: Annotated[float | None, "the same in GiB (2^30 bytes)"] = None
     bits_per_weight: Annotated[float | None, "bits of all weight files / parameters of the original"] = None
     bits_per_weight_body: Annotated[float | None, "the same for the body's Linear layers only"] = None
@@ -82,6 +108,9 @@ class Row:
 
     tasks: Annotated[Mapping[str, TaskScore], "every task's result"] = field(default_factory=dict)
     documents: Annotated[int | None, "documents of the accuracy tasks, all together"] = None
+    stopped_early: Annotated[
+        bool, "true where tasks end as soon as the comparison with the baseline is decided"
+    ] = False
     mean_accuracy: Annotated[float | None, "mean of `value` over the accuracy tasks"] = None
     mean_accuracy_stderr: Annotated[float | None, "its standard error, tasks taken as independent"] = None
     chance_corrected_accuracy: Annotated[
@@ -89,11 +118,18 @@ class Row:
         "max(0, mean of (a - h) / (1 - h)) over the accuracy tasks, h the chance level",
     ] = None
     recovery: Annotated[float | None, "`mean_accuracy` / the baseline's `mean_accuracy`"] = None
+    recovery_low: Annotated[float | None, "lower end of its paired 95 % interval"] = None
+    recovery_high: Annotated[float | None, "upper end of its paired 95 % interval"] = None
     delta_accuracy: Annotated[float | None, "`mean_accuracy` - the baseline's"] = None
     delta_accuracy_low: Annotated[float | None, "lower end of its paired 95 % interval"] = None
     delta_accuracy_high: Annotated[float | None, "upper end of its paired 95 % interval"] = None
     mcnemar_p: Annotated[
-        float | None, "exact two-sided McNemar p: as many documents lost as gained against the baseline"
+        float | None,
+        "exact two-sided McNemar p: as many documents lost as gained against the baseline; "
+        "documents that share a context are swapped together",
+    ] = None
+    mcnemar_p_holm: Annotated[
+        float | None, "the same, corrected for the number of cases of the group (Holm)"
     ] = None
     flips: Annotated[int | None, "documents right in one of the two and wrong in the other"] = None
 
@@ -103,6 +139,7 @@ class Row:
         float | None, "share of held-out tokens whose most likely next token is the original's"
     ] = None
     top1_stderr: Annotated[float | None, "its standard error"] = None
+    heldout_documents: Annotated[int | None, "documents of the held-out text"] = None
     perplexity: Annotated[float | None, "perplexity per token on held-out text"] = None
     bits_per_byte: Annotated[float | None, "bits needed per byte of held-out text"] = None
 
@@ -113,7 +150,12 @@ class Row:
     prefill_speedup: Annotated[
         float | None, "baseline's p10 / this p10, timed interleaved in one process"
     ] = None
+    prefill_speedup_low: Annotated[float | None, "lower end of its 95 % interval"] = None
+    prefill_speedup_high: Annotated[float | None, "upper end of its 95 % interval"] = None
     decode_speedup: Annotated[float | None, "the same for decode"] = None
+    decode_speedup_low: Annotated[float | None, "lower end of its 95 % interval"] = None
+    decode_speedup_high: Annotated[float | None, "upper end of its 95 % interval"] = None
+    timing_rounds: Annotated[int | None, "timed rounds"] = None
     load_seconds: Annotated[float | None, "seconds to load the artifact"] = None
     peak_host_memory_bytes: Annotated[int | None, "peak host memory of load, prefill and decode"] = None
     peak_cuda_memory_bytes: Annotated[int | None, "peak CUDA memory of the same; null without CUDA"] = None
@@ -122,6 +164,8 @@ class Row:
     compress_peak_cuda_memory_bytes: Annotated[int | None, "peak CUDA memory of compressing"] = None
 
     score_raw: Annotated[float | None, "`mean_accuracy` / `size_gib`"] = None
+    score_raw_low: Annotated[float | None, "lower end of its 95 % interval"] = None
+    score_raw_high: Annotated[float | None, "upper end of its 95 % interval"] = None
     score_chance_corrected: Annotated[float | None, "`chance_corrected_accuracy` / `size_gib`"] = None
     score_floor_99: Annotated[
         float | None, "`score_raw` if recovery >= 0.99 and KL <= the guard, else null"
@@ -133,12 +177,19 @@ class Row:
         float | None, "`score_raw` if recovery >= 0.90 and KL <= the guard, else null"
     ] = None
     rank: Annotated[
-        int | None, "rank within the model by the table's ranking score; equal ranks are ties"
+        int | None, "rank within the group by the table's ranking score; equal ranks are ties"
     ] = None
+    rank_low: Annotated[int | None, "best rank that it can have, all ranks together with 95 %"] = None
+    rank_high: Annotated[int | None, "worst rank that it can have, likewise"] = None
     pareto: Annotated[
         bool | None,
         "no other case of the model is as small and as accurate, and better in one of the two",
     ] = None
+
+    gate: Annotated[str | None, "`pass`, `fail` or `inconclusive`; null where nothing is asked for"] = None
+    gate_checks: Annotated[Mapping[str, GateCheck], "every threshold of the gate"] = field(
+        default_factory=dict
+    )
 
     findings: Annotated[tuple[str, ...], "what the audit found, `level: text`"] = field(default_factory=tuple)
     notes: Annotated[tuple[str, ...], "what a reader must know beside the numbers"] = field(
@@ -171,6 +222,13 @@ class Table:
         """Each model with its rows, in the order of first appearance."""
         for model in dict.fromkeys(row.model for row in self.rows):
             yield model, [row for row in self.rows if row.model == model]
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows of one model by what they may be ranked with, each group with what sets it apart: nothing for
+    the first, which the reference rows and those without a result belong to."""
+    for label in dict.fromkeys("; ".join(row.differs) for row in rows):
+        yield label, [row for row in rows if "; ".join(row.differs) == label]
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -173,14 +173,26 @@ class Run:
         if "bench" in self.__dict__:
             self.bench.close()
 
+    def beside(self, baseline: Case, *, build: bool) -> Bench:
+        """A bench of its own, on which every case of the model refers to this very ``baseline``; for the
+        caller to close. With ``build=False`` it only reads the store."""
+        settings = dataclasses.replace(self._settings(), build=build, rerun=build and self.options.rerun)
+        return Bench(Store(self.options.work_dir), lambda _: baseline, settings)
+
     def lookup(self, cases: Iterable[Case]) -> dict[str, dict[Stage, Record]]:
-        """What the store has of these cases, nothing computed."""
+        """What the store has of these cases by id, nothing computed."""
+        return self.lookup_named({case.id: case for case in cases})
+
+    def lookup_named(self, cases: Mapping[str, Case]) -> dict[str, dict[Stage, Record]]:
+        """The same under names of the caller's: one case may be there with several settings."""
         settings = dataclasses.replace(self._settings(), build=False, rerun=False)
         reader = Bench(Store(self.options.work_dir), self.baseline_of, settings)
         try:
-            wanted = list(cases)
-            reader.submit((case, stage) for case in wanted for stage in BENCH_STAGES)
-            return {c.id: {stage: reader.record(c, stage) for stage in BENCH_STAGES} for c in wanted}
+            reader.submit((case, stage) for case in cases.values() for stage in BENCH_STAGES)
+            return {
+                name: {stage: reader.record(case, stage) for stage in BENCH_STAGES}
+                for name, case in cases.items()
+            }
         finally:
             reader.close()
 

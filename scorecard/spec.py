@@ -50,12 +50,25 @@ class ConfigSpec:
 
 
 @dataclass(frozen=True)
+class EarlyStop:
+    """When a task may end before its last document: as soon as a test that may be looked at any number of
+    times tells the case from the baseline, wrongly with probability at most ``alpha`` per task; with a
+    ``margin`` also when their accuracies differ by less than that. Looked at after each ``every`` documents.
+    """
+
+    alpha: float = 0.05
+    margin: float | None = None
+    every: int = 50
+
+
+@dataclass(frozen=True)
 class EvalSpec:
     """How a case is scored. Equal specs (and equal data) make two cases comparable.
 
     ``tasks`` are lm-eval task names or paths of task YAML files; ``task_paths`` are folders with further
     task files. ``heldout`` names the text on which KL divergence to the original is measured:
-    ``embedded:heldout``, or a ``.jsonl`` (one ``{"text": …}`` a line) or ``.txt`` file.
+    ``embedded:heldout``, or a ``.jsonl`` (one ``{"text": …}`` a line) or ``.txt`` file. ``lm`` is ``shared``
+    (what requests have in common is computed once) or ``hf`` (lm-eval's own HFLM).
     """
 
     tasks: tuple[str, ...]
@@ -74,6 +87,9 @@ class EvalSpec:
     heldout: str | None = None
     heldout_documents: int = 64
     heldout_tokens: int = 256
+    early_stop: EarlyStop | None = None
+    shuffle: int | None = None
+    lm: str = "shared"
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,23 @@ class Expect:
 
 
 @dataclass(frozen=True)
+class GateSpec:
+    """What a case must reach; ``None`` asks for nothing.
+
+    At least: ``recovery``, ``delta_accuracy`` (a share, below 0 for a loss), the two speedups over the
+    baseline. At most: ``kl`` in nats per token, ``size_gib``, ``size_ratio`` to the baseline's size.
+    """
+
+    recovery: float | None = None
+    delta_accuracy: float | None = None
+    kl: float | None = None
+    size_gib: float | None = None
+    size_ratio: float | None = None
+    prefill_speedup: float | None = None
+    decode_speedup: float | None = None
+
+
+@dataclass(frozen=True)
 class Case:
     """One model under one config, with everything needed to run it."""
 
@@ -143,6 +176,7 @@ class Case:
     measure: MeasureSpec = MeasureSpec()
     limits: Mapping[str, Limit] = field(default_factory=dict)
     expect: Expect | None = None
+    gate: GateSpec | None = None
 
     @property
     def id(self) -> str:

@@ -24,8 +24,6 @@ from scorecard.perform import NOT_RUN, Executor, Performer, Settings
 from scorecard.spec import CalibrationSpec, Case, EvalSpec, ModelSpec, Record, Stage
 from scorecard.store import Store, now, stage_key
 
-REFERENCE = "reference.safetensors"
-
 
 def default_jobs(model_bytes: int) -> int:
     """Workers at once: one on a GPU, else one per core as far as memory goes (4 copies of a model each)."""
@@ -176,14 +174,17 @@ class Bench:
             if bad:
                 return _blocked("evaluate", case, bad)
             parent, tasks = records[:2]
-            reference = records[2] if refers and case.evaluation.heldout else None
+            reference = records[2] if refers else None
+            compared = reference and (case.evaluation.heldout or case.evaluation.early_stop)
             runner = base.get(case.config.runner)
-            inputs = keys.evaluate(case, runner, parent.key, tasks.result, reference and reference.key)
+            inputs = keys.evaluate(
+                case, runner, parent.key, tasks.result, reference.key if reference and compared else None
+            )
             request = {
                 "case": text.result(),
                 "artifact": self._artifact(parent),
                 "hidden": self._hidden(fetched),
-                "reference": reference and str(self.store.path(reference.key) / REFERENCE),
+                "reference": reference and str(self.store.path(reference.key)),
                 "writes_reference": not refers and case.evaluation.heldout is not None,
             }
             return self._perform("evaluate", case.id, inputs, request)

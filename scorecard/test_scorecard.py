@@ -40,3 +40,8 @@ def test_latency(case: Case, finished: Callable[[Case, Stage], Record]) -> None:
     result = finished(case, "measure").result
     assert result["load_seconds"] > 0
     assert result["prefill"] or result["reason"]
+
+
+def test_gate(case: Case, judged: Callable[[Case], str]) -> None:
+    """The case reaches what models.yaml asks of it."""
+    assert judged(case) != "fail"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 RESULT = "result.json"
+REFERENCE, DOCUMENTS = "reference.safetensors", "documents.parquet"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -181,7 +182,7 @@ def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     case = _case(request)
     granted = {"artifact": _path(request.artifact, "artifact"), "out": folder}
     if request.reference:
-        granted["reference"] = Path(request.reference).parent
+        granted["reference"] = Path(request.reference)
     calibration = _calibration_texts(case)
     seen = _isolate(request, scratch, granted)
     out, reference = seen.granted["out"], seen.granted.get("reference")
@@ -190,9 +191,10 @@ def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         result = score(
             lm,
             case.evaluation,
-            reference=reference / Path(request.reference or "").name if reference else None,
-            write_reference=out / "reference.safetensors" if request.writes_reference else None,
-            documents=out / "documents.parquet",
+            reference=reference / REFERENCE if reference and case.evaluation.heldout else None,
+            write_reference=out / REFERENCE if request.writes_reference else None,
+            documents=out / DOCUMENTS,
+            baseline=reference / DOCUMENTS if reference else None,
             calibration=calibration,
         )
     return {**result, "isolation": seen.mode, "threads": request.threads}

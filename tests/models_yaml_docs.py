@@ -18,10 +18,12 @@ SECTIONS = {
     "Entries of a configs list": document.Use,
     "defaults": document.Defaults,
     "evaluation": document.Evaluation,
+    "Early stopping": document.EarlyStopping,
     "calibration": document.Calibration,
     "measure": document.Measure,
     "limits": document.Limits,
     "One limit": document.Limit,
+    "gate": document.Gate,
     "expect": document.Expect,
 }
 
@@ -64,7 +66,7 @@ def _type(value: dict[str, Any]) -> str:
 
 def _plain(value: dict[str, Any]) -> str:
     word = {"string": "text", "number": "number", "integer": "integer", "boolean": "bool", "null": "null"}
-    bounds = {"minimum": "≥", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
     return " ".join(
         [word[value["type"]], *(f"{sign} {value[b]}" for b, sign in bounds.items() if b in value)]
     )

@@ -30,7 +30,7 @@ def frame(loss: float = 0.0, kl: float = 0.0, *, documents: int = DOCUMENTS, see
     spread = np.random.default_rng(seed).uniform(0.5, 1.5, 32)
     for metric, values in {"kl": kl * spread, "tokens": tokens, "nll": 1 + kl * spread}.items():
         parts.append(pd.DataFrame({"task": "heldout", "doc": range(32), "metric": metric, "value": values}))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True).assign(cluster=lambda table: table["doc"])
 
 
 def evaluation(table: pd.DataFrame, kl: float) -> dict:
@@ -41,7 +41,7 @@ def evaluation(table: pd.DataFrame, kl: float) -> dict:
         stderr = float(values.std() / np.sqrt(len(values)))
         tasks[task] = {
             "metric": "acc", "value": float(values.mean()), "stderr": stderr, "higher_is_better": True,
-            "n": len(values), "version": 1.0, "num_fewshot": 0, "chance": chance, "accuracy": True,
+            "n": len(values), "version": 1.0, "num_fewshot": 0, "chance": chance, "accuracy": True, "stopped": None,
             "metrics": {"acc": {"value": float(values.mean()), "stderr": stderr}},
         }  # fmt: skip
     tasks["text"] = {
@@ -57,9 +57,11 @@ def evaluation(table: pd.DataFrame, kl: float) -> dict:
             "kl": kl, "kl_stderr": kl / 20, "top1": max(0.0, 1 - kl / 4), "top1_stderr": 0.004,
             "perplexity": 3 + kl, "perplexity_stderr": 0.05,
             "bits_per_byte": 1.1, "bits_per_byte_stderr": 0.01, "tokens": 1280, "documents": 32,
+            "kl_truncation_bound": 0.0, "reference_bytes_per_token": 1032.0,
         },
         "heldout_reason": None,
         "calibration_overlap": {t: {"documents": 0, "of": 100, "ngram": 13} for t in TASKS},
+        "conditions": {"tokenizer_sha256": "0" * 64, "adds_bos": True, "chat_template_sha256": None},
         "lm_eval_version": "0.4.13", "seconds": 1.0,
         "settings": {"limit": None, "dtype": "bfloat16"}, "isolation": "namespace", "threads": 1,
     }  # fmt: skip

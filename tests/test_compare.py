@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from math import comb
-
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest, chi2
+from scipy.stats import t
 from synthetic import TASKS, frame
 
-from scorecard import compare, resample
+from scorecard import compare, pairs, resample
 from scorecard.errors import ComparisonError
+from scorecard.significance import mcnemar
 
 METRICS = dict.fromkeys(TASKS, "acc")
-
-
-def pairs_of(a: list[float], b: list[float]) -> np.ndarray:
-    return np.stack([np.asarray(a, float), np.asarray(b, float)], axis=1)
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (0, 6, 0.03125), (5, 5, 1.0), (2, 10, 0.03857421875), (121, 59, 4.434444e-06)],
-)
-def test_mcnemar_known_values(gained: int, lost: int, p: float) -> None:
-    """By hand: 2 * sum of binomial(n, k) / 2^n; (121, 59) is the table statsmodels is tested with."""
-    assert resample.mcnemar(gained, lost) == pytest.approx(p, rel=1e-5)
-    assert resample.mcnemar(lost, gained) == resample.mcnemar(gained, lost)
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_is_a_sum_of_binomials(gained: int, lost: int) -> None:
-    n, few = gained + lost, min(gained, lost)
-    tail = sum(comb(n, k) for k in range(few + 1)) / 2**n
-    assert resample.mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail))
-    if n:
-        assert resample.mcnemar(gained, lost) == pytest.approx(binomtest(gained, n).pvalue)
 
 
 def test_paired_counts_and_difference() -> None:
@@ -54,8 +28,78 @@ def test_paired_counts_and_difference() -> None:
     assert found.delta_accuracy is not None
     assert found.delta_accuracy.value == pytest.approx((means.value_a - means.value_b).mean())
     assert found.delta_accuracy.excludes_zero
-    assert found.mcnemar_p == resample.mcnemar(0, found.lost)
+    assert found.mcnemar_p == mcnemar(0, found.lost)
     assert set(found.tasks) == set(TASKS)
+    assert found.recovery is not None
+    assert found.recovery.value == pytest.approx(means.value_a.mean() / means.value_b.mean())
+    assert found.recovery.low < found.recovery.value < found.recovery.high < 1
+    assert found.accuracy is not None
+    assert found.accuracy.value == pytest.approx(means.value_a.mean())
+    assert found.accuracy.high - found.accuracy.low > found.delta_accuracy.high - found.delta_accuracy.low
+
+
+def test_flips_are_the_documents_themselves() -> None:
+    a, b = frame(), frame()
+    right = b[(b.task == "pairs") & (b.value == 1)].doc.to_list()[:3]
+    wrong = b[(b.task == "pairs") & (b.value == 0)].doc.to_list()[:1]
+    a.loc[(a.task == "pairs") & a.doc.isin(right), "value"] = 0.0
+    a.loc[(a.task == "pairs") & a.doc.isin(wrong), "value"] = 1.0
+    found = compare.paired(a, b, METRICS)
+    assert (found.tasks["pairs"].gained, found.tasks["pairs"].lost) == (tuple(wrong), tuple(right))
+    assert (found.tasks["cloze"].gained, found.tasks["cloze"].lost) == ((), ())
+    assert (found.gained, found.lost, found.flips) == (1, 3, 4)
+    assert found.mcnemar_p == mcnemar(1, 3)
+
+
+def test_scores_per_size() -> None:
+    """Equal accuracies in half the size: half of the difference is the score of the larger."""
+    found = compare.paired(frame(), frame(), METRICS, sizes_gib=(0.5, 1.0))
+    assert found.delta_score is not None
+    assert found.accuracy is not None
+    assert found.delta_score.value == pytest.approx(found.accuracy.value)
+    assert found.delta_score.low > 0
+    assert compare.paired(frame(), frame(), METRICS).delta_score is None
+
+
+def test_tasks_as_a_sample_of_tasks() -> None:
+    """Student's t over the tasks' differences, by scipy."""
+    found = compare.paired(frame(0.1, seed=5), frame(), METRICS)
+    deltas = [task.delta.value for task in found.tasks.values()]
+    low, high = t.interval(0.95, len(deltas) - 1, np.mean(deltas), np.std(deltas, ddof=1) / 2**0.5)
+    over = found.delta_over_tasks
+    assert over is not None
+    assert (over.low, over.high) == (pytest.approx(low), pytest.approx(high))
+    assert compare.paired(frame(), frame(), {"pairs": "acc"}).delta_over_tasks is None
+
+
+def clustered(table: pd.DataFrame, size: int) -> pd.DataFrame:
+    return table.assign(cluster=table.doc // size * size)
+
+
+def test_documents_of_one_context_count_as_one() -> None:
+    """Twenty contexts of twenty documents, each wholly lost or kept: 400 documents tell no more than 20."""
+    base = frame()[lambda table: table.task != "heldout"].assign(value=1.0)
+    lost = base.doc.isin([doc for doc in range(400) if doc // 20 in (1, 5, 9)])
+    hurt = base.assign(value=base.value.where(~lost, 0.0))
+    apart = compare.paired(hurt, base, {"pairs": "acc"})
+    together = compare.paired(clustered(hurt, 20), clustered(base, 20), {"pairs": "acc"})
+    assert apart.tasks["pairs"].clusters == 400
+    assert together.tasks["pairs"].clusters == 20
+    assert apart.mcnemar_p == mcnemar(0, 60) < 1e-9
+    assert together.mcnemar_p == mcnemar(0, 3) == 0.25
+    widths = [found.delta_accuracy.high - found.delta_accuracy.low for found in (apart, together)]
+    assert widths[1] > 3 * widths[0]
+
+
+def test_only_common_documents_of_cases_that_were_stopped_early() -> None:
+    early, whole = frame(documents=150), frame()
+    with pytest.raises(ComparisonError, match="only in the second"):
+        compare.paired(early, whole, METRICS)
+    found = compare.paired(early, whole, METRICS, common=True)
+    assert found.documents == 300
+    assert found.tasks["pairs"].documents == 150
+    for first, second in ((early, clustered(whole, 10)), (clustered(whole, 10), early)):
+        assert compare.paired(first, second, METRICS, common=True).tasks["pairs"].clusters == 15
 
 
 def test_order_of_rows_does_not_matter() -> None:
@@ -85,62 +129,6 @@ def test_no_flips_still_has_a_width_that_shrinks_with_documents() -> None:
     assert widths[0] > 5 * widths[1] > 25 * widths[2]
 
 
-@pytest.mark.parametrize(("lost", "gained"), [(0.06, 0.02), (0.01, 0.002), (0.0, 0.0), (0.2, 0.1)])
-def test_interval_covers_the_truth(lost: float, gained: float) -> None:
-    """300 experiments of 2 x 400 documents; 95 % coverage, give or take 3 standard errors of that count."""
-    generator = np.random.default_rng(11)
-    hits, experiments = 0, 300
-    cells = np.array([[0, 1], [1, 0], [1, 1], [0, 0]], dtype=float)
-    chances = [lost, gained, 0.8 - lost, 0.2 - gained]
-    for _ in range(experiments):
-        pairs = {task: cells[generator.choice(4, 400, p=chances)] for task in "xy"}
-        interval = resample.difference(pairs, resamples=400)
-        hits += interval.low - 1e-12 <= gained - lost <= interval.high + 1e-12
-    assert hits / experiments >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / experiments)
-
-
-def test_continuous_interval_covers_the_truth() -> None:
-    generator = np.random.default_rng(12)
-    hits, experiments = 0, 200
-    for _ in range(experiments):
-        shared = generator.normal(size=80)
-        pairs = pairs_of(shared + generator.normal(0.3, 1, 80), shared)
-        interval = resample.difference({"x": pairs + 10}, resamples=400)
-        hits += interval.low <= 0.3 <= interval.high
-    assert 0.95 - 3.5 * np.sqrt(0.95 * 0.05 / experiments) <= hits / experiments <= 1
-
-
-def test_multinomial_draws_agree_with_drawing_documents() -> None:
-    """The shortcut for right-or-wrong answers, without its two added documents, is the plain bootstrap."""
-    generator = np.random.default_rng(3)
-    values = (generator.random((3000, 2)) < (0.8, 0.7)).astype(float)
-    quick = resample.difference({"x": values}, resamples=4000)
-    slow = resample.difference({"x": values + 1e-9}, resamples=4000)
-    assert quick.low == pytest.approx(slow.low, abs=1.5e-3)
-    assert quick.high == pytest.approx(slow.high, abs=1.5e-3)
-
-
-def test_scales_offset_and_clamp() -> None:
-    a = pairs_of([0.0] * 100, [0.0] * 100)
-    below = resample.difference({"x": a}, offset=0.5, scales=(1.0, 9.0))
-    assert (below.value, below.low, below.high) == (0.0, 0.0, 0.0)
-    b = pairs_of([1.0] * 1000, [1.0] * 1000)
-    assert resample.difference({"x": b}, scales=(2.0, 1.0)).value == pytest.approx(1.0)
-    assert resample.difference({"x": b}, scales=(2.0, 1.0)).excludes_zero
-
-
-def test_same_seed_same_interval_and_bounded_memory() -> None:
-    import tracemalloc
-
-    values = np.random.default_rng(0).random((40_000, 2))
-    tracemalloc.start()
-    first = resample.difference({"x": values}, resamples=110)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert first == resample.difference({"x": values}, resamples=110)
-    assert peak < 130e6
-
-
 def test_kl_of_two_cases() -> None:
     near, far = frame(0.0, 0.02, seed=1), frame(0.0, 0.06, seed=2)
     found = compare.paired(near, far, METRICS)
@@ -152,23 +140,6 @@ def test_kl_of_two_cases() -> None:
     assert found.delta_kl.value == pytest.approx(parts.sum() / tokens.sum())
     same = compare.paired(near, near, METRICS)
     assert same.kl_p == 1.0
-
-
-def test_kl_p_is_exact_for_few_documents() -> None:
-    """Five documents, all better: 2 of the 32 swaps are as far from 0."""
-    pairs = pairs_of([1, 1, 1, 1, 1], [2, 2, 2, 2, 2])
-    _, p = resample.weighted_difference(pairs, np.ones(5), resamples=20_000)
-    assert p == pytest.approx(2 / 32, abs=0.006)
-
-
-def test_kl_p_is_uniform_when_nothing_differs() -> None:
-    generator = np.random.default_rng(5)
-    ps = []
-    for _ in range(200):
-        pairs = generator.exponential(size=(20, 2))
-        ps.append(resample.weighted_difference(pairs, np.ones(20), resamples=200)[1])
-    counts = np.histogram(ps, bins=4, range=(0, 1.0001))[0]
-    assert ((counts - 50) ** 2 / 50).sum() < chi2.ppf(0.999, 3)
 
 
 def without(table: pd.DataFrame, task: str, documents: list[int]) -> pd.DataFrame:
@@ -185,6 +156,10 @@ UNCOMPARABLE = {
     ),
     r"pairs: 1 documents only in the first case \(such as 7\)": (FRAME, without(FRAME, "pairs", [7])),
     r"cloze: 390 documents only in the first": (FRAME, frame(documents=10)),
+    r"pairs: 1 documents only in the first case \(such as 400\), 1 documents only in the second": (
+        FRAME.assign(doc=FRAME.doc + (FRAME.task == "pairs")),
+        FRAME,
+    ),
     r"pairs: a case has no documents with 'acc'": (FRAME[FRAME.task != "pairs"], FRAME),
     r"pairs: document 0 has 'acc' twice": (pd.concat([FRAME, FRAME.head(1)]), FRAME),
     r"pairs: 'acc' is not finite": (INFINITE, FRAME),
@@ -225,9 +200,9 @@ def test_values_between_right_and_wrong_have_no_mcnemar() -> None:
 def test_read_documents(tmp_path) -> None:
     path = tmp_path / "documents.parquet"
     with pytest.raises(ComparisonError, match="no per-document results"):
-        compare.read_documents(path)
+        pairs.read_documents(path)
     frame().drop(columns="value").to_parquet(path)
     with pytest.raises(ComparisonError, match="no column value"):
-        compare.read_documents(path)
+        pairs.read_documents(path)
     frame().to_parquet(path)
-    pd.testing.assert_frame_equal(compare.read_documents(path), frame(), check_dtype=False)
+    pd.testing.assert_frame_equal(pairs.read_documents(path), frame(), check_dtype=False)

@@ -96,7 +96,11 @@ def test_record_and_documents(lm: Any, folder: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
     frame = pd.read_parquet(tmp_path / "documents.parquet")
-    assert list(frame.columns) == ["task", "doc", "metric", "value"]
+    assert list(frame.columns) == ["task", "doc", "metric", "value", "cluster"]
+    assert (frame.cluster <= frame.doc).all()
+    assert result["conditions"]["adds_bos"] is True
+    assert len(result["conditions"]["tokenizer_sha256"]) == 64
+    assert result["conditions"]["chat_template_sha256"] is None
     means = frame.groupby(["task", "metric"]).value.mean()
     for name in ("t_choice", "t_pairs", "t_generate"):
         for metric, numbers in tasks[name]["metrics"].items():
@@ -196,6 +200,9 @@ def test_chance(folder: Path, tmp_path: Path) -> None:
 
     assert chance_of("declared", metadata="{version: 1, chance: 0.125}") == 0.125
     assert chance_of("own-scores", process_results="!function data.shout") is None
+    measured = chance_of("own-choice", process_results="!function data.first_or_last")
+    assert measured == pytest.approx(0.5, abs=0.1)
+    assert chance_of("own-choice-again", process_results="!function data.first_or_last") == measured
     assert chance_of("several-right", doc_to_target="'[0, 2]'") == 0.5
     assert chance_of("whole-text", metric_list="[{metric: exact_match}]") == 0.0
 

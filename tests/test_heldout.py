@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import pytest
 from tiny_evaluation import load_lm, write_heldout, write_model
 
-from scorecard import heldout as module
-from scorecard.documents import read_texts, tokenized
+from scorecard import chunks
+from scorecard.documents import Document, read_texts, tokenized
 from scorecard.errors import DataUnavailable, SpecError
 from scorecard.evaluate import evaluate
 from scorecard.heldout import Heldout, heldout
-from scorecard.reference import Document, Reference, ReferenceWriter
 from scorecard.spec import EvalSpec
 
 pytestmark = pytest.mark.backend
@@ -67,8 +65,22 @@ def compared(lm: Any, spec: EvalSpec, reference: Path) -> Heldout:
     return heldout(lm, spec, reference=reference, write_reference=None)
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, spec: EvalSpec) -> tuple[Any, Path]:
+    """A vocabulary that is not kept whole."""
+    folder = tmp_path_factory.mktemp("wide")
+    lm = load_lm(write_model(folder / "model", vocabulary=6000))
+    heldout(lm, spec, reference=None, write_reference=folder / "reference.safetensors")
+    return lm, folder / "reference.safetensors"
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.001, 0.02, 0.3])
-def test_equals_direct_computation(lm: Any, spec: EvalSpec, reference: Path, noise: float) -> None:
+@pytest.mark.parametrize("vocabulary", ["whole", "in part"])
+def test_equals_direct_computation(
+    lm: Any, spec: EvalSpec, reference: Path, wide: tuple[Any, Path], noise: float, vocabulary: str
+) -> None:
+    if vocabulary == "in part":
+        lm, reference = wide
     other = perturbed(lm, noise)
     found = compared(other, spec, reference)
     documents = tokenized(lm, read_texts(spec.heldout or "", 64), 24)
@@ -82,7 +94,10 @@ def test_equals_direct_computation(lm: Any, spec: EvalSpec, reference: Path, noi
     size = sum(d.bytes for d in documents)
     assert found.reason is None
     assert found.summary is not None
-    assert found.summary["kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+    bound = found.summary["kl_truncation_bound"]
+    assert found.summary["kl"] == pytest.approx(kl, rel=1e-3 if vocabulary == "whole" else 5e-3, abs=1e-6)
+    assert bound == 0 if vocabulary == "whole" else abs(found.summary["kl"] - kl) < bound < math.inf
+    assert found.summary["reference_bytes_per_token"] == reference.stat().st_size / tokens
     assert found.summary["top1"] == pytest.approx(top1)
     assert found.summary["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
     assert found.summary["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-5)
@@ -101,7 +116,7 @@ def test_chunks_do_not_change_the_result(
 ) -> None:
     other = perturbed(lm, 0.05)
     whole = compared(other, spec, reference).summary
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 5 * 64)
+    monkeypatch.setattr(chunks, "VALUES", 5 * 64)
     assert compared(other, spec, reference).summary == pytest.approx(whole)
 
 
@@ -109,52 +124,12 @@ def test_the_original_has_no_divergence_from_itself(lm: Any, spec: EvalSpec, tmp
     found = heldout(lm, spec, reference=None, write_reference=tmp_path / "reference.safetensors")
     assert found.summary is not None
     assert (found.summary["kl"], found.summary["kl_stderr"], found.summary["top1"]) == (0.0, 0.0, 1.0)
+    assert found.summary["kl_truncation_bound"] == 0.0
     again = compared(lm, spec, tmp_path / "reference.safetensors").summary
     assert again is not None
     assert 0 <= again["kl"] < 1e-6
-    assert again["perplexity"] == found.summary["perplexity"]
-
-
-def test_reference_is_plain_safetensors(lm: Any, spec: EvalSpec, reference: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    tensors = load_file(reference)
-    documents = tokenized(lm, read_texts(spec.heldout or "", 64), 24)
-    assert tensors["tokens"].tolist() == [t for d in documents for t in d.tokens]
-    assert tensors["logprobs"].shape == (sum(d.positions for d in documents), 64)
-    exact = torch.cat([logprobs(lm, d) for d in documents])
-    assert torch.equal(tensors["top"].long(), exact.argmax(-1))
-    assert (tensors["logprobs"].double() - exact).abs().max() < 0.01
-    read = Reference(reference)
-    assert [read.document(i) for i in range(len(read))] == [d.tokens for d in documents]
-    assert read.vocabulary == 64
-
-
-def test_a_reference_cut_short_is_refused(tmp_path: Path) -> None:
-    import torch
-    from safetensors import SafetensorError
-
-    documents = [Document(i, (1, 2, 3), 5, 5) for i in range(2)]
-    path = tmp_path / "reference.safetensors"
-    with contextlib.suppress(KeyboardInterrupt), ReferenceWriter(path, documents) as writer:
-        writer.append(torch.zeros(2, 8))
-        raise KeyboardInterrupt
-    with pytest.raises(SafetensorError):
-        Reference(path)
-    with pytest.raises(ValueError, match="2 of 4 positions"), ReferenceWriter(path, documents) as writer:
-        writer.append(torch.zeros(2, 8))
-
-
-def test_impossible_tokens_of_the_original_do_not_count(tmp_path: Path) -> None:
-    import torch
-
-    path = tmp_path / "reference.safetensors"
-    logits = torch.tensor([[0.0, 1.0, -math.inf]])
-    with ReferenceWriter(path, [Document(0, (1, 2), 3, 3)]) as writer:
-        writer.append(logits)
-    stored, _ = Reference(path).rows(0, 0, 1)
-    assert module._divergence(stored, torch.log_softmax(logits, -1)) == pytest.approx(0, abs=1e-6)
+    for same in ("perplexity", "reference_bytes_per_token"):
+        assert again[same] == found.summary[same]
 
 
 def test_other_tokens_or_vocabulary(spec: EvalSpec, reference: Path, tmp_path: Path) -> None:
@@ -204,7 +179,7 @@ def test_without_logits_perplexity_is_still_measured(lm: Any, spec: EvalSpec, re
     assert whole is not None
     assert found.summary is not None
     assert found.reason == "the model gives no logits"
-    assert found.summary["kl"] is None
+    assert (found.summary["kl"], found.summary["kl_truncation_bound"]) == (None, None)
     assert found.summary["tokens"] == whole["tokens"]
     # one window either way, and lm-eval starts it with the same token that the tokenizer puts first
     assert found.summary["bits_per_byte"] == pytest.approx(whole["bits_per_byte"], rel=0.2)

@@ -25,7 +25,7 @@ from scorecard.latency import percentiles
 from scorecard.ledger import weigh
 from scorecard.report import csv_report, json_report, markdown, summary, terminal
 from scorecard.report.columns import columns
-from scorecard.row import SCORES, Row, Table, TaskScore
+from scorecard.row import SCORES, GateCheck, Row, Table, TaskScore
 from scorecard.spec import Record
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -179,7 +179,12 @@ def made_rows(draw: st.DrawFn) -> Row:
     task = st.builds(
         TaskScore, NAMES, FLOATS, FLOATS, st.integers(0, 9), FLOATS, st.booleans(), st.booleans(), INTS
     )
+    outcomes = st.sampled_from(["pass", "fail", "inconclusive"])
+    check = st.builds(GateCheck, outcomes, st.floats(-9, 9), FLOATS, FLOATS, FLOATS, INTS)
     nested = {
+        "gate": draw(st.none() | outcomes),
+        "gate_checks": draw(st.dictionaries(st.sampled_from(["kl", "recovery"]), check, max_size=2)),
+        "differs": tuple(draw(st.lists(NAMES, max_size=2))),
         "tasks": draw(st.dictionaries(NAMES, task, max_size=1)),
         "stages": draw(st.dictionaries(NAMES, NAMES, max_size=1)),
         "notes": tuple(draw(st.lists(TEXTS, max_size=2))),
@@ -276,7 +281,7 @@ def test_schema_file_is_current() -> None:
     assert schema == json_report.json_schema()
 
 
-@pytest.mark.parametrize("cls", [Row, TaskScore])
+@pytest.mark.parametrize("cls", [Row, TaskScore, GateCheck])
 def test_docs_describe_every_key_of_a_row(cls: type) -> None:
     """To renew: print(json_report.key_table(cls)) into docs/results.md."""
     assert json_report.key_table(cls) in (DOCS / "results.md").read_text()

@@ -13,6 +13,7 @@ from synthetic import MODEL, Cases, record, usual
 
 from scorecard import score
 from scorecard.errors import SpecError
+from scorecard.pairs import read_documents
 from scorecard.rank import competition_ranks, pareto_front
 from scorecard.records import CaseRecords
 from scorecard.row import FLOORS, GIB, KL_GUARD, SCORES, Row
@@ -189,7 +190,7 @@ def test_missing_parquet_is_a_note(tmp_path) -> None:
     lost = dataclasses.replace(cases.all[1], documents=tmp_path / "documents.parquet")
     made = score.rows(
         [cases.all[0], lost],
-        read=lambda p: cases.frames.get(p) if p in cases.frames else score.compare.read_documents(p),
+        read=lambda p: cases.frames.get(p) if p in cases.frames else read_documents(p),
     )
     row = next(row for row in made if row.config == lost.config)
     assert "no per-document results" in row.notes[0]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scorecard.row import DEFAULT_RANKING, GIB, SCORES, Row, Table
+from scorecard.row import DEFAULT_RANKING, GIB, SCORES, Row, Table, groups
 
 MISSING = "–"
 MIB = 2**20
 
+_GATES = {"pass": "pass", "fail": "FAIL", "inconclusive": "?"}
 _STATUS = {"failed": "failed", "skipped": "skipped", "expected failure": "xfailed"}
 
 
@@ -31,17 +32,21 @@ class Column:
 def columns(table: Table) -> list[Column]:
     """All columns that have a value in some row, in the order they are shown."""
     unit, size = ("GiB", GIB) if _largest(table, "size_bytes") >= GIB else ("MiB", MIB)
-    shared = {id(row) for _, rows in table.models() for row in rows if _shares_rank(row, rows)}
+    ranked = [rows for _, model in table.models() for _, rows in groups(model)]
+    shared = {id(row) for rows in ranked for row in rows if _shares_rank(row, rows)}
     recovery = 3 if table.ranking == "recovery" else 7
     made = [
         Column("#", "", 0, lambda row: _rank(row, id(row) in shared), left=True),
         Column("config", "", 0, lambda row: f"({row.config})" if row.reference else row.config, left=True),
         Column("P", "", 6, lambda row: "*" if row.pareto else " "),
+        Column("gate", "", 2, lambda row: _GATES.get(row.gate or "", " ")),
         Column("size", unit, 2, _shown("size_bytes", lambda v: _decimals(v / size))),
         Column("bits", "/weight", 9, _shown("bits_per_weight", "{:.2f}".format)),
         Column("accuracy", "%", 1, _accuracy),
         Column("Δ [95 %]", "points", 8, _delta),
         Column("recovery", "%", recovery, _shown("recovery", _percent)),
+        Column("recovery", "% [95 %]", 23, _percent_ends("recovery")),
+        Column("p", "Holm", 26, _shown("mcnemar_p_holm", _probability)),
         Column("KL", "nats", 4, _shown("kl", "{:.4f}".format)),
         Column("± KL", "nats", 28, _shown("kl_stderr", "{:.4f}".format)),
         Column("top-1", "%", 12, _shown("top1", _percent)),
@@ -57,6 +62,8 @@ def columns(table: Table) -> list[Column]:
         Column("CUDA", "MiB", 15, _shown("peak_cuda_memory_bytes", _mebibytes)),
         Column("compress", "s", 16, _shown("compress_seconds", "{:.1f}".format)),
         *_score_columns(table),
+        Column("raw", "/GiB [95 %]", 29, _score_ends),
+        Column("ranks", "[95 %]", 30, _rank_ends),
     ]
     return [column for column in made if column.priority < 2 or _has_values(column, table)]
 
@@ -143,6 +150,32 @@ def _delta(row: Row) -> str:
         return MISSING
     value, low, high = (f"{100 * (end or 0.0):+.1f}" for end in ends)
     return f"{value} [{low}, {high}]"
+
+
+def _percent_ends(key: str) -> Callable[[Row], str]:
+    return _ends(key, lambda value: f"{100 * value:.1f}")
+
+
+def _score_ends(row: Row) -> str:
+    return _ends("score_raw", _compact)(row)
+
+
+def _ends(key: str, form: Callable[[float], str]) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        low, high = getattr(row, f"{key}_low"), getattr(row, f"{key}_high")
+        return MISSING if low is None or high is None else f"[{form(low)}, {form(high)}]"
+
+    return cell
+
+
+def _rank_ends(row: Row) -> str:
+    if row.rank_low is None or row.rank_high is None:
+        return MISSING
+    return str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}–{row.rank_high}"
+
+
+def _probability(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "<.001"
 
 
 def _task(name: str) -> Callable[[Row], str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scorecard.errors import ScorecardError
-from scorecard.row import Row, Table, TaskScore
+from scorecard.row import Row, Table
 from scorecard.spec import from_json, to_json
 
 SCHEMA = 1
@@ -63,7 +63,7 @@ def key_table(cls: type[Any]) -> str:
     return "\n".join(lines)
 
 
-def _object(cls: type[Any]) -> dict[str, Any]:
+def _object(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     properties = {f.name: _described(hints[f.name]) for f in dataclasses.fields(cls)}
     return {
@@ -81,7 +81,7 @@ def _described(hint: Any) -> dict[str, Any]:
 
 def _schema(hint: Any) -> dict[str, Any]:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is TaskScore:
+    if dataclasses.is_dataclass(hint):
         return _object(hint)
     if origin is typing.Literal:
         return {"enum": list(args)}

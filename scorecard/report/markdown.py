@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scorecard.report.columns import Column, columns
 from scorecard.report.summary import notes, problems, title
-from scorecard.row import Row, Table
+from scorecard.row import Row, Table, groups
 
 _ESCAPES = str.maketrans({"|": "\\|", "*": "\\*", "_": "\\_", "<": "&lt;", "`": "\\`", "\n": " "})
 
@@ -18,7 +18,9 @@ def render(table: Table, most: int | None = None) -> str:
     chosen = [column for column in made if column.key in kept]
     blocks = [f"**{_escaped(title(table))}**"]
     for model, rows in table.models():
-        blocks += [f"`{model}`", _table(rows, chosen)]
+        blocks.append(f"`{model}`")
+        for label, group in groups(rows):
+            blocks += [*([_escaped(f"scored otherwise: {label}")] if label else []), _table(group, chosen)]
     listed = [f"- {_escaped(text)}" for text in problems(table)]
     return "\n\n".join([*blocks, *(["\n".join(listed)] if listed else []), "\n".join(_footer(table))]) + "\n"
 

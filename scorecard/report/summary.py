@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from scorecard.gate import told
+from scorecard.noise import told as floor_told
 from scorecard.report.columns import status_word
 from scorecard.row import KL_GUARD, Table
 
@@ -39,21 +41,30 @@ def notes(table: Table) -> list[str]:
     return [
         "±: standard error. Δ: to the baseline, paired. –: not measured. *: Pareto front",
         f"Ranked by {rule}",
-        "1=: ranks are shared where a paired test cannot tell the scores apart",
+        "1=: ranks are shared where paired tests (Holm) cannot tell the scores apart",
         "(null): guesses, no weights. (lossless): the original, zstd. Both unranked",
     ]
 
 
 def problems(table: Table) -> list[str]:
-    """One paragraph per case that failed or was skipped, per audit finding, and per note."""
+    """One paragraph per case that failed or was skipped, per threshold of a gate that is not passed, per
+    audit finding, per note, and per model whose noise floor is known."""
     several = len({row.model for row in table.rows}) > 1
     names = {row.case: row.case if several else row.config for row in table.rows}
     failed = [
         f"{status_word(row)} {names[row.case]}: {row.reason}" for row in table.rows if row.status != "ok"
     ]
+    judged = [
+        f"gate {names[row.case]}: {told(name, check)}"
+        for row in table.rows
+        for name, check in row.gate_checks.items()
+        if check.outcome != "pass"
+    ]
     found = [(f"audit {text}", names[row.case]) for row in table.rows for text in row.findings]
-    told = [(f"note {text}", names[row.case]) for row in table.rows for text in row.notes]
-    return failed + _grouped(found) + _grouped(told)
+    noted = [(f"note {text}", names[row.case]) for row in table.rows for text in row.notes]
+    floors = table.settings.get("noise_floor") or {}
+    noise = [f"noise floor of {model}, scored twice: {floor_told(floor)}" for model, floor in floors.items()]
+    return failed + judged + _grouped(found) + _grouped(noted) + noise
 
 
 def _grouped(pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from scorecard.report.columns import Column, columns
 from scorecard.report.summary import notes, problems, title
-from scorecard.row import Row, Table
+from scorecard.row import Row, Table, groups
 
 GAP = "  "
 _CONFIG_AT_LEAST = 8
@@ -31,12 +31,19 @@ def render(table: Table, width: int = 80, *, color: bool = False) -> str:
     for model, rows in table.models():
         if several:
             lines.append(_styled(_cut(model, width), "bold", color))
-        lines += [_row(row, chosen, widths, width, color) for row in rows]
+        for label, group in groups(rows):
+            lines += [_styled(line, "bold", color) for line in _apart(label, width)]
+            lines += [_row(row, chosen, widths, width, color) for row in group]
     below = [line for text in problems(table) for line in textwrap.wrap(text, width, subsequent_indent="  ")]
     explained = [line for text in notes(table) for line in textwrap.wrap(text, width, subsequent_indent="  ")]
     return "\n".join(
         [*lines, "", *below, *([""] if below else []), *(_styled(x, "dim", color) for x in explained)]
     )
+
+
+def _apart(label: str, width: int) -> list[str]:
+    """The lines over a group that is not ranked with the baseline's; none over that itself."""
+    return textwrap.wrap(f"scored otherwise: {label}", width) if label else []
 
 
 def _fitting(made: Sequence[Column], rows: Sequence[Row], width: int) -> tuple[list[Column], list[int]]:

@@ -1,0 +1,94 @@
+"""A causal model as a body that gives hidden states and a head that turns some of them into logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_LOGIT_FACTORS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
+_LOGIT_DIVISORS = ("logits_scaling",)  # Granite
+
+
+@dataclass(frozen=True)
+class Parts:
+    """``states(**inputs)``: [batch, length, width]; ``logits(states)``: [rows, width] -> [rows, vocabulary].
+
+    ``whole``: the states are the logits already, because body and head could not be told apart.
+    """
+
+    states: Callable[..., torch.Tensor]
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    whole: bool = False
+
+
+def split(model: Any, ids: torch.Tensor) -> Parts:
+    """The parts of ``model``; on ``ids`` [1, length] they give the logits that the model gives."""
+    import torch
+
+    head = model.get_output_embeddings()
+    seen: list[torch.Tensor] = []
+    if head is not None:
+        hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+        hook.remove()
+    if len(seen) == 1 and seen[0].shape[:-1] == ids.shape:
+        body = _states_of(model.base_model)
+        with torch.no_grad():
+            states = body(input_ids=ids, use_cache=False)
+        if states.shape == seen[0].shape and _close(states, seen[0]):
+            for tail in _tails(model.config):
+                parts = Parts(body, _with_tail(head, tail, seen[0].dtype))
+                with torch.no_grad():
+                    if _close(parts.logits(states[0]), logits):
+                        return parts
+    return Parts(lambda **inputs: model(**inputs).logits, lambda states: states, whole=True)
+
+
+def _states_of(body: Any) -> Callable[..., torch.Tensor]:
+    def states(**inputs: Any) -> torch.Tensor:
+        output: torch.Tensor = body(**inputs)[0]
+        return output
+
+    return states
+
+
+def _with_tail(
+    head: Any, tail: Callable[[Any], Any], dtype: torch.dtype
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda states: tail(head(states.to(dtype)))
+
+
+def _tails(config: Any) -> Iterator[Callable[[Any], Any]]:
+    """What models do with the output of their head: first as the configuration says, then nothing."""
+    import torch
+
+    config = getattr(config, "text_config", None) or config
+    factor = 1.0
+    for name in _LOGIT_FACTORS:
+        factor *= getattr(config, name, None) or 1.0
+    for name in _LOGIT_DIVISORS:
+        factor /= getattr(config, name, None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def tail(logits: torch.Tensor) -> torch.Tensor:
+        scaled = logits * factor if factor != 1.0 else logits
+        return torch.tanh(scaled / cap) * cap if cap else scaled
+
+    yield tail
+    yield lambda logits: logits
+
+
+def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Equal but for the rounding of another order of the same operations."""
+    import torch
+
+    if ours.shape != theirs.shape:
+        return False
+    step = torch.finfo(theirs.dtype).eps
+    scale = float(theirs.float().abs().max())
+    return bool(((ours.float() - theirs.float()).abs() <= 8 * step * scale).all())
