@@ -68,6 +68,7 @@ def evaluate(
         "heldout_reason": text.reason,
         "calibration_overlap": _overlap(calibration, results["samples"]),
         "conditions": conditions.of_model(lm, chat=spec.apply_chat_template),
+        "lm_notes": list(getattr(lm, "notes", ())),
         "lm_eval_version": lm_eval.__version__,
         "seconds": time.perf_counter() - started,
         "settings": to_json(spec),

@@ -125,6 +125,8 @@ def _notes(case: CaseRecords) -> tuple[str, ...]:
     }
     if _at(case.records, ("evaluate", "settings", "early_stop")) and case.runner != "baseline":
         told["accuracy"] = "stopped early: its intervals are meant for a fixed number of documents"
+    if shared := _at(case.records, ("evaluate", "lm_notes")):
+        told["evaluation"] = "; ".join(shared)
     if case.runner != "baseline":
         told["speedup"] = _at(case.records, ("measure", "baseline_reason"))
     return tuple(skipped) + tuple(f"{what}: {why}" for what, why in told.items() if why)

@@ -29,8 +29,10 @@ from scorecard.store import sha256_tree, stage_key, write_atomic
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+    from runners._scoring.encodings import Encodings
+
 RESULT = "result.json"
-REFERENCE, DOCUMENTS = "reference.safetensors", "documents.parquet"
+REFERENCE, DOCUMENTS, ENCODINGS = "reference.safetensors", "documents.parquet", "encodings.safetensors"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,6 +190,7 @@ def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     out, reference = seen.granted["out"], seen.granted.get("reference")
     _check_gpu()
     with _loaded(request, case, seen) as lm:
+        encodings = _encodings(lm, reference or out)
         result = score(
             lm,
             case.evaluation,
@@ -197,7 +200,20 @@ def evaluate(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
             baseline=reference / DOCUMENTS if reference else None,
             calibration=calibration,
         )
+    if encodings and not reference:
+        encodings.write()
     return {**result, "isolation": seen.mode, "threads": request.threads}
+
+
+def _encodings(lm: Any, folder: Path) -> Encodings | None:
+    """Let the baseline keep its token ids for all cases with its tokenizer; any other case reads them."""
+    from runners._scoring.encodings import Encodings
+    from runners._scoring.lm import SharingLM
+
+    if isinstance(lm, SharingLM):
+        lm.encodings = Encodings(lm.tokenizer, folder / ENCODINGS)
+        return lm.encodings
+    return None
 
 
 def _calibration_texts(case: Case) -> list[str] | None:

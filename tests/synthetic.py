@@ -41,8 +41,8 @@ def evaluation(table: pd.DataFrame, kl: float) -> dict:
         stderr = float(values.std() / np.sqrt(len(values)))
         tasks[task] = {
             "metric": "acc", "value": float(values.mean()), "stderr": stderr, "higher_is_better": True,
-            "n": len(values), "version": 1.0, "num_fewshot": 0, "chance": chance, "accuracy": True, "stopped": None,
-            "metrics": {"acc": {"value": float(values.mean()), "stderr": stderr}},
+            "n": len(values), "version": 1.0, "num_fewshot": 0, "chance": chance, "accuracy": True,
+            "stopped": None, "metrics": {"acc": {"value": float(values.mean()), "stderr": stderr}},
         }  # fmt: skip
     tasks["text"] = {
         "metric": "word_perplexity", "value": 9.5, "stderr": 0.2, "higher_is_better": False, "n": 50,
@@ -62,7 +62,7 @@ def evaluation(table: pd.DataFrame, kl: float) -> dict:
         "heldout_reason": None,
         "calibration_overlap": {t: {"documents": 0, "of": 100, "ngram": 13} for t in TASKS},
         "conditions": {"tokenizer_sha256": "0" * 64, "adds_bos": True, "chat_template_sha256": None},
-        "lm_eval_version": "0.4.13", "seconds": 1.0,
+        "lm_eval_version": "0.4.13", "seconds": 1.0, "lm_notes": [],
         "settings": {"limit": None, "dtype": "bfloat16"}, "isolation": "namespace", "threads": 1,
     }  # fmt: skip
 

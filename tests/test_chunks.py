@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,15 @@ from scorecard.chunks import Logits
 pytestmark = pytest.mark.backend
 
 VOCABULARY, TOKENS, ROWS = 400, 45, 10
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With several a product of other sizes may be shared out, and added up, in another way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def model_of(kind: str) -> Any:

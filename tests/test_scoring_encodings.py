@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
 from tiny_model import write_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from runners._scoring import encodings
 from runners._scoring.encodings import Encodings
+from runners._scoring.lm import make_lm
 
 pytestmark = pytest.mark.backend
 
@@ -58,3 +60,27 @@ def test_too_much_is_not_written(tmp_path: Path, tokenizer, monkeypatch: pytest.
     kept.add(["a"], None, [[1, 2, 3]])
     kept.write()
     assert not path.exists()
+
+
+def test_a_later_case_tokenizes_nothing_and_scores_the_same(tmp_path: Path, tokenizer, monkeypatch):
+    folder, path = Path(tokenizer.name_or_path), tmp_path / "encodings.safetensors"
+    requests = [Instance("loglikelihood", {}, (f"the cat {i} ", f"sat on {i % 3}"), i) for i in range(12)]
+    calls, tokenized = [], type(tokenizer).__call__
+    for case in range(3):
+        lm = make_lm(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer, batch_size=4)
+        lm.encodings = Encodings(tokenizer, path) if case else None
+        asked: list[str] = []
+
+        def counted(self, texts, asked=asked, **options):
+            asked += texts
+            return tokenized(self, texts, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(tokenizer), "__call__", counted)
+            calls.append((lm.loglikelihood(requests), len(asked)))
+        if case == 1:
+            lm.encodings.write()
+    (plain, first), (writing, second), (reading, third) = calls
+    assert plain == writing == reading
+    assert first == second > 0
+    assert third == 0

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers import processors
 
 from runners import _plain_generation as plain
 from runners._plain_lm import PlainLM
 from runners._scoring import generation
+from runners._scoring._generation_cache import SharedPrefix
 from runners._scoring._generation_plan import clusters, shared_length
 from runners._scoring._generation_stops import Stops
 from runners._scoring.generation import Generation, Request
@@ -82,12 +84,12 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {  # and what the note says o
 }
 
 
-def lm_of(model: Any) -> PlainLM:
-    return PlainLM(model, tokenizer(), batch_size=4, max_length=WINDOW)
+def lm_of(model: Any, words: Any = None) -> PlainLM:
+    return PlainLM(model, words or tokenizer(), batch_size=4, max_length=WINDOW)
 
 
-def by_hflm(model: Any, requests: list[Request]) -> list[str]:
-    lm = HFLM(pretrained=model, tokenizer=tokenizer(), batch_size=1, max_length=WINDOW)
+def by_hflm(model: Any, requests: list[Request], words: Any = None) -> list[str]:
+    lm = HFLM(pretrained=model, tokenizer=words or tokenizer(), batch_size=1, max_length=WINDOW)
     kind: Any = "generate_until"
     rows = [Instance(kind, {}, (text, dict(settings)), i) for i, (text, settings) in enumerate(requests)]
     texts: list[str] = lm.generate_until(rows, disable_tqdm=True)
@@ -137,6 +139,29 @@ def test_what_cannot_share_goes_the_plain_way_and_says_so(name: str) -> None:
     assert made.texts(requests) == by_hflm(model, requests)
     assert note in (made.note or "")
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.usefixtures("no_plain_way")
+def test_a_first_token_is_added_but_not_twice() -> None:
+    model = MODELS["embedded"]()
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words.bos_token_id)]
+    )
+    requests: list[Request] = [(context, SETTINGS[1]) for context in ("", *CONTEXTS)]
+    prompts = generation._encoded(lm_of(model, words), [context for context, _ in requests])
+    assert [prompt[:2].count(words.bos_token_id) for prompt in prompts] == [1] * len(prompts)
+    assert Generation(lm_of(model, words)).texts(requests) == by_hflm(model, requests, words)
+
+
+def test_an_attention_that_gives_other_logits_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = SharedPrefix.attend
+    monkeypatch.setattr(SharedPrefix, "attend", lambda self, *states: 1.1 * attend(self, *states))
+    model = MODELS["llama"]()
+    requests: list[Request] = [(context, SETTINGS[0]) for context in CONTEXTS]
+    made = Generation(lm_of(model))
+    assert made.texts(requests) == by_hflm(model, requests)
+    assert "changes the logits" in (made.note or "")
 
 
 def test_an_empty_context_is_the_token_before_all_texts() -> None:

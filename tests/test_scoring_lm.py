@@ -198,7 +198,7 @@ def test_in_16_bits_the_numbers_are_those_of_the_logits_in_float32(tokenizer: An
     loaded = embedded(torch.bfloat16)
     theirs, ours = hflm(loaded, tokenizer, softmax_dtype="float32"), FastLM(loaded, tokenizer)
     found, expected = ours.loglikelihood(requests(TEXTS)), alone(theirs, TEXTS)
-    assert [logprob for logprob, _ in found] == pytest.approx([x for x, _ in expected], rel=5e-3)
+    assert [logprob for logprob, _ in found] == pytest.approx([x for x, _ in expected], rel=2e-2)
     assert not ours.notes
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runners import _plain_generation as plain
-from runners._scoring import memory
+from runners._scoring import memory, products
 from runners._scoring._generation_cache import Unshareable
 from runners._scoring._generation_decode import Row, decode
 from runners._scoring._generation_plan import Tokens, clusters, shared_length
@@ -100,8 +100,8 @@ class Generation:
         self, cluster: Sequence[Tokens], limit: int, stops: Stops, made: dict[Tokens, list[int]]
     ) -> None:
         """Add the tokens made for each prompt of ``cluster``; half the rows at a time where memory ends."""
-        shared = shared_length(cluster)
-        width = self._width(cluster, shared, limit)
+        model, shared = self._lm.model, shared_length(cluster)
+        prefix, width = cluster[0][:shared], self._width(cluster, shared, limit)
         while True:
             rows = [Row(i, list(prompt[shared:])) for i, prompt in enumerate(cluster) if prompt not in made]
 
@@ -109,15 +109,8 @@ class Generation:
                 made[cluster[row.place]] = row.made
 
             try:
-                decode(
-                    self._lm.model,
-                    cluster[0][:shared],
-                    rows,
-                    limit=limit,
-                    stops=stops,
-                    width=width,
-                    ended=ended,
-                )
+                with products.fast(model):
+                    decode(model, prefix, rows, limit=limit, stops=stops, width=width, ended=ended)
                 return
             except (MemoryError, RuntimeError) as error:
                 if width == 1 or not memory.is_out_of_memory(error):

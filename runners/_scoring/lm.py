@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runners._plain_lm import Pair, PlainLM, Request, rolling_windows
 from runners._scoring import memory, parts, plan, probe, products
+from runners._scoring.encodings import Encodings
 from runners._scoring.engine import Engine
 from runners._scoring.generation import Generation
 from runners._scoring.queries import Answers, Queries, Query
@@ -34,7 +35,12 @@ _EPSILON = 1e-6  # of a sum in float32
 
 
 class SharingLM(PlainLM):
-    """What needs no model of transformers: texts become queries, each distinct text tokenized once."""
+    """What needs no model of transformers: texts become queries, each distinct text tokenized once.
+
+    ``encodings``, if set, knows texts that were tokenized before this process began.
+    """
+
+    encodings: Encodings | None = None
 
     def tok_encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
         """Token ids of ``text``; its own beginning-of-text token is not put there twice."""
@@ -99,9 +105,22 @@ class SharingLM(PlainLM):
                     special = False
                 wanted.setdefault((asked, special), {})[text] = None
         for (asked, special), texts in wanted.items():
+            for text, ids in self._tokenized(list(texts), special):
+                self._encoded[text, asked] = ids
+
+    def _tokenized(self, texts: list[str], special: bool | None) -> Iterator[tuple[str, list[int]]]:
+        """The ids of each text: those that an earlier case has kept, the others in one call."""
+        kept, new = self.encodings, texts
+        if kept:
+            known = {text: ids for text in texts if (ids := kept.get(text, special)) is not None}
+            yield from known.items()
+            new = [text for text in texts if text not in known]
+        if new:
             options = {} if special is None else {"add_special_tokens": special}
-            encoded = self.tokenizer(list(texts), return_attention_mask=False, **options)["input_ids"]
-            self._encoded |= {(text, asked): ids for text, ids in zip(texts, encoded, strict=True)}
+            encoded = self.tokenizer(new, return_attention_mask=False, **options)["input_ids"]
+            yield from zip(new, encoded, strict=True)
+            if kept:
+                kept.add(new, special, encoded)
 
 
 class FastLM(SharingLM):
