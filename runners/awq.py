@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runners import _gptqmodel
-from runners._hf import load_tokenizer, to_lm
+from runners._hf import empty_model, load_tokenizer, stored_turned, to_lm
 from runners._shapes import Shapes
 from runners.base import BaseRunner
 from scorecard import machine
-from scorecard.errors import RunnerUnavailable
+from scorecard.errors import RunnerUnavailable, SpecError
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -92,6 +92,11 @@ class Runner(BaseRunner):
         _gptqmodel.check_shapes(self.case, layers, o.group_size, o.dynamic, out_multiple=OUT_MULTIPLE)
 
     def compress(self) -> None:
+        if stored_turned(empty_model(self.model_dir, self.case)):
+            where = f"configs.{self.case.config.name}.runner"
+            raise SpecError(
+                f"{where}: AWQ cannot scale layers that are Conv1D, as GPT-2's; write runner: gptq"
+            )
         o = self.options
         settings = {
             "method": "awq",

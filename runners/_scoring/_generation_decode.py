@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from runners._scoring._generation_stops import Stops
 
 FILL_TOKENS = 1024  # of prompts in one forward pass, padding included
+FILL_KEYS = 16_384  # that they attend to: there each row has a copy of the prefix, a layer at a time
 NEARLY, NEAR = 0.8, 16  # as long, or shorter by so many tokens: what is padded to the longest
 IDLE = 0.25  # of the slots wait for new rows until there are more: a forward pass for each would cost more
 
@@ -84,7 +85,7 @@ def enter(model: Any, shared: SharedPrefix, running: list[Row], waiting: list[Ro
         return
     while waiting and len(running) < width:
         length = len(waiting[-1].tokens) - 1
-        group = _next_group(waiting, width - len(running))
+        group = _next_group(waiting, width - len(running), shared.prefix_length)
         if length:
             slots = torch.arange(len(running), len(running) + len(group), device=model.device)
             shared.fill(slots, length)
@@ -94,10 +95,10 @@ def enter(model: Any, shared: SharedPrefix, running: list[Row], waiting: list[Ro
         running += group
 
 
-def _next_group(waiting: list[Row], most: int) -> list[Row]:
+def _next_group(waiting: list[Row], most: int, prefix: int) -> list[Row]:
     """The longest of the waiting rows and those that are nearly as long."""
     length = len(waiting[-1].tokens)
-    most = min(most, max(1, FILL_TOKENS // length))
+    most = max(1, min(most, FILL_TOKENS // length, FILL_KEYS // (prefix + length)))
     least = min(NEARLY * length, length - NEAR)
     group = [waiting.pop()]
     while waiting and len(group) < most and len(waiting[-1].tokens) >= least:
