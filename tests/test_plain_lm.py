@@ -54,7 +54,7 @@ def a_case(**settings: Any) -> Case:
     return Case(
         ModelSpec("embedded", "tiny-llama", "1", "embedded:tiny-llama"),
         ConfigSpec("baseline", "baseline"),
-        dataclasses.replace(spec, **settings),
+        dataclasses.replace(spec, **{"lm": "hf", **settings}),
     )
 
 
@@ -88,13 +88,14 @@ def plain(case: Case) -> PlainLM:
     )
 
 
-def hflm(case: Case) -> Any:
+def own(case: Case) -> Any:
+    """What a runner's ``load()`` gives here: HFLM for ``lm: hf``."""
     return to_lm(load_causal_lm(MODEL, case), load_tokenizer(MODEL, case), case)
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Any]:
-    return answers(hflm(a_case()), a_case())
+    return answers(own(a_case()), a_case())
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def without_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 @pytest.mark.parametrize("max_length", [None, 48])
 def test_every_request_gets_the_number_of_lm_eval(add_bos_token: bool | None, max_length: int | None) -> None:
     case = a_case(add_bos_token=add_bos_token, max_length=max_length, heldout_documents=1)
-    ours, theirs = answers(plain(case), case), answers(hflm(case), case)
+    ours, theirs = answers(plain(case), case), answers(own(case), case)
     assert ours == theirs
 
 
@@ -129,6 +130,16 @@ def test_served_without_lm_eval_the_numbers_are_the_same(expected: dict[str, Any
 
     with serve(Path(sys.executable), a_case(), MODEL) as lm:
         assert answers(lm, a_case()) == expected
+
+
+@pytest.mark.backend
+@pytest.mark.usefixtures("without_lm_eval")
+def test_the_shared_lm_is_served_with_the_numbers_that_it_has_here() -> None:
+    import sys
+
+    case = a_case(lm="shared")
+    with serve(Path(sys.executable), case, MODEL) as lm:
+        assert answers(lm, case) == answers(own(case), case)
 
 
 @pytest.mark.backend
@@ -161,7 +172,7 @@ def test_an_evaluation_gives_the_same_scores(tmp_path: Path) -> None:
             evaluate(each, case.evaluation, reference=None, write_reference=reference, documents=documents)
             for each, reference, documents in (
                 (lm, tmp_path / "served.safetensors", tmp_path / "served.parquet"),
-                (hflm(case), tmp_path / "own.safetensors", tmp_path / "own.parquet"),
+                (own(case), tmp_path / "own.safetensors", tmp_path / "own.parquet"),
             )
         ]
     assert results[0]["heldout"]["kl"] == 0.0
@@ -176,7 +187,7 @@ def test_an_evaluation_gives_the_same_scores(tmp_path: Path) -> None:
 def test_chats_are_written_as_lm_eval_writes_them(template: str) -> None:
     case = a_case()
     chat = [{"role": role, "content": f"{role} says"} for role in ("system", "user", "assistant")]
-    ours, theirs = plain(case), hflm(case)
+    ours, theirs = plain(case), own(case)
     ours.tokenizer.chat_template = theirs.tokenizer.chat_template = template
     for prompt in (True, False):
         assert ours.apply_chat_template(chat, prompt) == theirs.apply_chat_template(chat, prompt)
