@@ -18,7 +18,7 @@ TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_
 def generate_until(lm: PlainLM, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """One text for each (context, settings); those with the same settings share batches, longest first."""
     texts: dict[int, str] = {}
-    for places in _same_settings(requests):
+    for places in same_settings(requests):
         places.sort(key=lambda place: (-len(lm.tok_encode(requests[place][0])), requests[place][0]))
         for start in range(0, len(places), lm.batch_size):
             batch = places[start : start + lm.batch_size]
@@ -28,7 +28,7 @@ def generate_until(lm: PlainLM, requests: Sequence[tuple[str, Mapping[str, Any]]
     return [texts[place] for place in range(len(requests))]
 
 
-def _same_settings(requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[int]]:
+def same_settings(requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
     for place, (_, settings) in enumerate(requests):
         key = tuple((k, tuple(v) if isinstance(v, Iterable) else v) for k, v in sorted(settings.items()))
@@ -37,7 +37,7 @@ def _same_settings(requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[li
 
 
 def _continued(lm: PlainLM, contexts: list[str], settings: Mapping[str, Any]) -> Iterator[str]:
-    limit, stops, options = _normalized(lm, settings)
+    limit, stops, options = normalized(lm, settings)
     room = lm.max_length - limit
     if room <= 0:
         raise SpecError(
@@ -54,10 +54,10 @@ def _continued(lm: PlainLM, contexts: list[str], settings: Mapping[str, Any]) ->
         **options,
     )
     for tokens in made.tolist():
-        yield _cut(lm.tokenizer.decode(tokens[ids.shape[1] :], skip_special_tokens=True), stops)
+        yield cut(lm.tokenizer.decode(tokens[ids.shape[1] :], skip_special_tokens=True), stops)
 
 
-def _normalized(lm: PlainLM, settings: Mapping[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
+def normalized(lm: PlainLM, settings: Mapping[str, Any]) -> tuple[int, list[str], dict[str, Any]]:
     """How many tokens at most, the stop sequences, and what ``generate`` takes."""
     options = dict(settings)
     limits = [options.pop(name, None) for name in TOKEN_LIMITS]
@@ -115,7 +115,7 @@ class _Stop:
         return all(self._done)
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
+def cut(text: str, stops: Sequence[str]) -> str:
     for stop in filter(None, stops):
         text = text.split(stop)[0]
     return text

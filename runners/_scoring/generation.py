@@ -47,7 +47,7 @@ class Generation:
     def texts(self, requests: Sequence[Request]) -> list[str]:
         """One text for each (context, settings), in their order."""
         made: dict[int, str] = {}
-        for places in plain._same_settings(requests):
+        for places in plain.same_settings(requests):
             answers = self._greedy([requests[place] for place in places], len(made), len(requests))
             made |= {place: text for place, text in zip(places, answers, strict=True) if text is not None}
         rest = [place for place in range(len(requests)) if place not in made]
@@ -62,7 +62,7 @@ class Generation:
 
         ``before`` of ``total`` requests are answered already.
         """
-        limit, sequences, options = plain._normalized(self._lm, group[0][1])
+        limit, sequences, options = plain.normalized(self._lm, group[0][1])
         room = self._lm.max_length - limit
         if options != {"do_sample": False} or limit < 1 or room < 1 or not self._is_shareable():
             return [None] * len(group)
@@ -126,7 +126,7 @@ class Generation:
         return max(1, min(free // row, MOST_ROWS.get(device.type, MOST_ROWS["cuda"])))
 
     def _text(self, tokens: list[int], sequences: list[str]) -> str:
-        return plain._cut(self._lm.tokenizer.decode(tokens, skip_special_tokens=True), sequences)
+        return plain.cut(self._lm.tokenizer.decode(tokens, skip_special_tokens=True), sequences)
 
 
 def _encoded(lm: PlainLM, contexts: Sequence[str]) -> list[list[int]]:
