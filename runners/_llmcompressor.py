@@ -61,10 +61,11 @@ def load_model(folder: Path, case: Case, kind: Any, **settings: Any) -> PreTrain
 
 @contextmanager
 def _compressed_embeddings() -> Iterator[None]:
-    """Let transformers load embeddings that are compressed.
+    """Let transformers load what is compressed in places that it initializes.
 
-    It initializes every Embedding by its ``weight`` before it fills in what was read; one that is stored
-    packed has no such tensor yet (AttributeError in 5.17).
+    Before it fills in what was read it initializes every Embedding, and in some models (GPTBigCode) the
+    layers of a block, by their ``weight``; one that is stored packed has no such tensor (AttributeError in
+    transformers 5.17).
     """
     from torch import nn
     from transformers import PreTrainedModel
@@ -72,7 +73,11 @@ def _compressed_embeddings() -> Iterator[None]:
     initialize = PreTrainedModel._initialize_weights
 
     def unless_packed(self: Any, module: Any, *arguments: Any, **settings: Any) -> None:
-        if not isinstance(module, nn.Embedding) or "weight" in module._parameters:
+        packed = any(
+            isinstance(part, nn.Embedding | nn.Linear) and "weight" not in part._parameters
+            for part in (module, *module.children())
+        )
+        if not packed:
             initialize(self, module, *arguments, **settings)
 
     PreTrainedModel._initialize_weights = unless_packed

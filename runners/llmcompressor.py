@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runners import _llmcompressor as library
 from runners import _recipe, _recipe_options
 from runners._calibration import fingerprint, token_lists, vision_rows
-from runners._hf import copy_files, copy_side_files, load_tokenizer, to_lm
+from runners._hf import copy_files, copy_side_files, empty_model, load_tokenizer, stored_turned, to_lm
 from runners._llmcompressor_data import batches, picture_batches
 from runners._shapes import Shapes, check_group_size
 from runners.base import BaseRunner
@@ -191,6 +191,10 @@ class Runner(BaseRunner):
 
         options, where = self.options, f"configs.{self.case.config.name}"
         torch.manual_seed(self.case.calibration.seed if self.case.calibration else 0)
+        if stored_turned(empty_model(self.model_dir, self.case)):
+            raise SpecError(
+                f"{where}.runner: llm-compressor passes over Conv1D, as GPT-2's; write runner: gptq"
+            )
         kind = library.model_class(options.tracing_class or options.model_class, f"{where}.model_class")
         model = library.load_model(self.model_dir, self.case, kind, **self._placement())
         recipe = options.steps(_heads(model))
