@@ -64,8 +64,7 @@ def _compressed_embeddings() -> Iterator[None]:
     """Let transformers load what is compressed in places that it initializes.
 
     Before it fills in what was read it initializes every Embedding, and in some models (GPTBigCode) the
-    layers of a block, by their ``weight``; one that is stored packed has no such tensor (AttributeError in
-    transformers 5.17).
+    layers of a block, by their ``weight``; one that is stored packed has none (AttributeError in 5.17).
     """
     from torch import nn
     from transformers import PreTrainedModel

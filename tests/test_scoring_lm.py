@@ -15,6 +15,7 @@ import transformers
 from runners._scoring import memory, probe
 from runners._scoring.lm import FastLM, make_lm
 from scorecard.documents import REPOSITORY
+from scorecard.errors import SpecError
 
 pytestmark = pytest.mark.backend
 
@@ -353,6 +354,27 @@ def test_lm_eval_scores_a_task_with_it(tokenizer: Any, tmp_path: Path) -> None:
     ]
     values = [{name: score["value"] for name, score in result["tasks"].items()} for result in results]
     assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_a_model_with_an_encoder_is_left_to_lm_eval(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    }
+    torch.manual_seed(0)
+    loaded = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=len(tokenizer), **shape)
+    ).eval()
+    lm = make_lm(loaded, tokenizer)
+    assert len(lm.loglikelihood([Asked(("a cat", " sat"))], disable_tqdm=True)) == 1
+    assert "encoder-decoder" in lm.notes[0]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SpecError, match="t5: only lm-eval"):
+        make_lm(loaded, tokenizer)
 
 
 def test_the_first_of_equal_predictions_is_the_greedy_one() -> None:

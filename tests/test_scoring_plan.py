@@ -98,6 +98,7 @@ def test_only_single_sequences_pass_the_limit_of_a_row(rows: list[Query], costs:
     for step in plan(trie, costs).walk():
         for row in step.rows:
             assert len(row) == 1 or len(pack(trie, row, step.end).tokens) <= costs.row_tokens
+            assert all(len(trie.tokens[place]) > step.end for place in row)  # the chain has all of the others
 
 
 @given(asked())
@@ -142,13 +143,18 @@ def test_a_forced_cut_falls_where_least_is_shared() -> None:
         assert [len(row) for row in root.rows] == rows
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 200), st.floats(0, 50))
-def test_a_batch_keeps_its_limits(lengths: list[int], tokens: int, padding: float) -> None:
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=20),
+    st.integers(0, 100),
+    st.integers(1, 200),
+    st.floats(0, 50),
+)
+def test_a_batch_keeps_its_limits(lengths: list[int], depth: int, tokens: int, call: float) -> None:
     lengths.sort(reverse=True)
-    count = batch_length(lengths, tokens, padding)
+    count = batch_length(lengths, depth, tokens, Costs(call=call, kept=0.5))
     assert 1 <= count <= len(lengths)
-    assert count == 1 or count * lengths[0] <= tokens
-    assert sum(lengths[0] - length for length in lengths[:count]) <= padding
+    assert count == 1 or count * (lengths[0] + 0.5 * depth) <= tokens
+    assert sum(lengths[0] - length for length in lengths[:count]) <= call
 
 
 def test_two_thousand_texts_each_one_token_longer_are_planned_without_recursion() -> None:

@@ -71,7 +71,7 @@ class Engine:
         packs = [pack(queries.trie, row, step.end) for row in step.rows]
         while packs:
             packs.sort(key=lambda packed: -len(packed.tokens))
-            count = batch_length([len(p.tokens) for p in packs], self.tokens, self.costs.call)
+            count = batch_length([len(p.tokens) for p in packs], step.end, self.tokens, self.costs)
             batch = packs[:count]
             states = self._batch(batch, cache)
             if states is not None:

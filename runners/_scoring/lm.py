@@ -10,117 +10,31 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runners._plain_lm import Pair, PlainLM, Request, rolling_windows
+from runners._plain_lm import Request
 from runners._scoring import memory, parts, plan, probe, products
-from runners._scoring.encodings import Encodings
 from runners._scoring.engine import Engine
 from runners._scoring.generation import Generation
 from runners._scoring.queries import Answers, Queries, Query
 from runners._scoring.readout import LogProbs, logits_at_once
+from runners._scoring.sharing import Answer, SharingLM
+from scorecard.errors import SpecError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Answer = tuple[float, bool]
+__all__ = ["FastLM", "SharingLM", "for_lm_eval", "make_lm"]
+
 Progress = Callable[[int, int], None]
 
 _ATTENTION = 0.25  # measured on CPUs: 4 · width of 12 · width² operations, at a lower speed
 CUDA_CALL = 256.0  # tokens that a forward pass costs more: the launches of its kernels
+DEFAULT_BATCH_SIZE = 16
 _GROWTH = 1.5  # times farther than checked is checked again
 _ROUNDING = 16  # times the rounding of a mean over the vocabulary may be that of one token
 _EPSILON = 1e-6  # of a sum in float32
-
-
-class SharingLM(PlainLM):
-    """What needs no model of transformers: texts become queries, each distinct text tokenized once.
-
-    ``encodings``, if set, knows texts that were tokenized before this process began.
-    """
-
-    encodings: Encodings | None = None
-
-    def tok_encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:
-        """Token ids of ``text``; its own beginning-of-text token is not put there twice."""
-        known = self._encoded.get((text, add_special_tokens))
-        return super().tok_encode(text, add_special_tokens) if known is None else known
-
-    @functools.cached_property
-    def _encoded(self) -> dict[tuple[str, bool | None], list[int]]:
-        return {}
-
-    @functools.cached_property
-    def _first_text(self) -> str:
-        return str(self.tokenizer.decode(self.prefix_token_id))
-
-    def loglikelihood(self, requests: Sequence[Request]) -> list[Answer]:
-        """For each (context, continuation) its log-probability in nats, and whether it is the greedy one.
-
-        Raises SpecError where a context or continuation has no tokens, or one has more than the model takes.
-        """
-        pairs = [request.args for request in requests]
-        self._encode_all(pairs)
-        encoded = [self._encode_pair(*pair) for pair in pairs]
-        self._encoded.clear()
-        for context, continuation in encoded:
-            self._check_lengths(context, continuation)
-        return self._answers([self._query(pair) for pair in encoded], share=True)
-
-    def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """The log-probability of each whole text, in windows of ``max_length`` tokens."""
-        windows: list[Pair] = []
-        owners: list[int] = []
-        for place, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
-            found = list(rolling_windows(tokens, self.prefix_token_id, self.max_length))
-            windows += found
-            owners += [place] * len(found)
-        # Windows begin alike only where whole texts do: packing them would cost more than it saves.
-        answers = self._answers([self._query(window) for window in windows], share=False)
-        sums: list[float] = [0] * len(requests)
-        for owner, (logprob, _) in zip(owners, answers, strict=True):
-            sums[owner] += logprob
-        return sums
-
-    def _query(self, pair: Pair) -> Query:
-        """The last token is only predicted; what is too long loses its beginning."""
-        context, continuation = pair
-        return Query((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
-
-    def _answers(self, queries: Sequence[Query], *, share: bool) -> list[Answer]:
-        raise NotImplementedError
-
-    def _encode_all(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Tokenize what ``_encode_pair`` will ask for, in one call for all texts with the same settings."""
-        if not self.tokenizer.is_fast:
-            return
-        wanted: dict[tuple[bool | None, bool | None], dict[str, None]] = {}
-        for context, continuation in pairs:
-            asked = False if context == "" else None
-            for text in (continuation,) if context == "" else (context + continuation, context.rstrip()):
-                special = self.add_bos_token if asked is None else asked
-                if asked is None and text.startswith(self._first_text):
-                    special = False
-                wanted.setdefault((asked, special), {})[text] = None
-        for (asked, special), texts in wanted.items():
-            for text, ids in self._tokenized(list(texts), special):
-                self._encoded[text, asked] = ids
-
-    def _tokenized(self, texts: list[str], special: bool | None) -> Iterator[tuple[str, list[int]]]:
-        """The ids of each text: those that an earlier case has kept, the others in one call."""
-        kept, new = self.encodings, texts
-        if kept:
-            known = {text: ids for text in texts if (ids := kept.get(text, special)) is not None}
-            yield from known.items()
-            new = [text for text in texts if text not in known]
-        if new:
-            options = {} if special is None else {"add_special_tokens": special}
-            encoded = self.tokenizer(new, return_attention_mask=False, **options)["input_ids"]
-            yield from zip(new, encoded, strict=True)
-            if kept:
-                kept.add(new, special, encoded)
 
 
 class FastLM(SharingLM):
@@ -131,7 +45,12 @@ class FastLM(SharingLM):
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 16, **settings: Any
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        **settings: Any,
     ) -> None:
         super().__init__(model, tokenizer, batch_size=batch_size, **settings)
         self.notes: list[str] = []
@@ -160,11 +79,12 @@ class FastLM(SharingLM):
         device, tokens = self.device, memory.pass_tokens(self.model, self.device)
         if self._parts.whole:  # logits of every token
             tokens = max(memory.LEAST_TOKENS, min(tokens, logits_at_once(device) // self._vocabulary))
-        config = getattr(self.model.config, "text_config", None) or self.model.config
+        config = self.model.config.get_text_config()
         costs = plan.Costs(
             row_tokens=tokens,
             call=CUDA_CALL if device.type == "cuda" else plan.Costs.call,
             attention=_ATTENTION / memory.width(config),
+            kept=memory.kept_bytes(self.model) / memory.token_bytes(self.model),
         )
         return Engine(self._parts, costs, tokens, device, self.model.dtype, caches=self._ability.longest > 0)
 
@@ -230,8 +150,21 @@ class FastLM(SharingLM):
 
 
 def make_lm(model: Any, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Any:
-    """A ``FastLM`` that lm-eval's evaluator takes."""
-    return for_lm_eval(FastLM)(model, tokenizer, **settings)
+    """A ``FastLM`` that lm-eval's evaluator takes; lm-eval's own where there is an encoder.
+
+    Raises SpecError for a model with an encoder where lm-eval is not installed.
+    """
+    if not model.config.is_encoder_decoder:
+        return for_lm_eval(FastLM)(model, tokenizer, **settings)
+    kind = model.config.model_type
+    if importlib.util.find_spec("lm_eval") is None:
+        raise SpecError(f"{kind}: only lm-eval scores encoder-decoder models; use an environment that has it")
+    from lm_eval.models.huggingface import HFLM
+
+    settings = {"batch_size": DEFAULT_BATCH_SIZE, **settings}
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, backend="seq2seq", **settings)
+    lm.notes = [f"{kind}: requests share no work: an encoder-decoder model, scored by lm-eval's own class"]
+    return lm
 
 
 @functools.cache

@@ -32,12 +32,24 @@ def free_bytes(device: Any) -> int:
 
 def token_bytes(model: Any) -> int:
     """What a token takes while its layer runs, generously, and in the cache of every layer."""
-    config = getattr(model.config, "text_config", None) or model.config
+    config = model.config.get_text_config()
     hidden = width(config)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    return 16 * (hidden + inner) * _value_bytes(model) + kept_bytes(model)
+
+
+def kept_bytes(model: Any) -> int:
+    """Keys and values of one position in all layers."""
+    config = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None) or 1
-    size = max(2, getattr(model.dtype, "itemsize", 4))
-    return int(size * (16 * (hidden + inner) + 2 * layers * hidden))
+    hidden, heads = width(config), getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or hidden // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * layers * groups * size * _value_bytes(model))
+
+
+def _value_bytes(model: Any) -> int:
+    return max(2, int(getattr(model.dtype, "itemsize", 4)))
 
 
 def width(config: Any) -> int:

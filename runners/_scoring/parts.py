@@ -67,7 +67,7 @@ def _tails(config: Any) -> Iterator[Callable[[Any], Any]]:
     """What models do with the output of their head: first as the configuration says, then nothing."""
     import torch
 
-    config = getattr(config, "text_config", None) or config
+    config = config.get_text_config()
     factor = 1.0
     for name in _LOGIT_FACTORS:
         factor *= getattr(config, name, None) or 1.0

@@ -19,12 +19,14 @@ class Costs:
 
     ``row_tokens``: a row is cut before it gets longer. ``call``: one forward pass, whatever is in it.
     ``attention``: one more position that a token attends to. ``copy``: one kept position, for each row.
+    ``kept``: the memory of a kept position, in that of a token on its way through the model.
     """
 
     row_tokens: int = 512
     call: float = 30.0
     attention: float = 1 / 1000
     copy: float = 0.04
+    kept: float = 0.2
 
     def row(self, depth: int, tokens: float) -> float:
         """A row of ``tokens`` behind ``depth`` kept positions."""
@@ -126,15 +128,16 @@ def _rows(trie: Trie, places: Sequence[int], depth: int, costs: Costs) -> list[l
     return [*rows, row] if row else rows
 
 
-def batch_length(lengths: Sequence[int], tokens: int, padding: float) -> int:
-    """How many of the rows (longest first) go into the first batch.
+def batch_length(lengths: Sequence[int], depth: int, tokens: int, costs: Costs) -> int:
+    """How many of the rows behind ``depth`` kept positions (longest first) go into the first batch.
 
-    A batch holds at most ``tokens`` with its padding, and less than ``padding`` tokens of that: what costs
-    more than the forward pass that it saves is left for the next batch. One row always goes.
+    A batch has the memory of at most ``tokens`` tokens, with its padding and a copy of what is kept for each
+    row, and less padding than a forward pass costs: other rows had better wait for the next. One row always
+    goes.
     """
-    wasted = 0
+    wasted, each = 0, lengths[0] + costs.kept * depth
     for count, length in enumerate(lengths[1:], start=1):
         wasted += lengths[0] - length
-        if wasted > padding or (count + 1) * lengths[0] > tokens:
+        if wasted > costs.call or (count + 1) * each > tokens:
             return count
     return len(lengths)

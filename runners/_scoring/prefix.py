@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from runners._plain_lm import Request
-from runners._scoring.lm import Answer, SharingLM
 from runners._scoring.queries import Query
+from runners._scoring.sharing import Answer, SharingLM
 from runners._scoring.trie import Trie
 from scorecard.errors import SpecError
 

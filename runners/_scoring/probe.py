@@ -71,7 +71,7 @@ def none(model: Any, reason: str) -> Ability:
 
 def longest_shared(config: Any) -> int | None:
     """The most tokens of a text for which neither a window nor scaled positions matter; ``None``: any."""
-    config = getattr(config, "text_config", None) or config
+    config = config.get_text_config()
     windows = [getattr(config, name, None) for name in _WINDOWS]
     if getattr(config, "use_sliding_window", True) is False:
         windows[0] = None
