@@ -1,7 +1,7 @@
 """Score one loaded model on tasks and held-out text: the record of the ``evaluate`` stage.
 
 Tasks are run by lm-eval, unchanged, so that a number here is the number of ``lm_eval --seed …`` on the same
-folder. Its response cache is never used: the key does not hold the model, so that one model would silently
+folder (docs/evaluation.md says how nearly). Its response cache is never used: the key does not hold the model, so that one model would silently
 get another one's answers.
 """
 
