@@ -155,6 +155,8 @@ def model_from_state(folder: Path, case: Case, state: Mapping[str, torch.Tensor]
 
     empty = empty_model(folder, case)
     dtype = case.evaluation.dtype if case.evaluation.dtype != "auto" else empty.config.dtype
+    if hasattr(empty.config, "quantization_config"):  # it tells of the files, not of this state
+        del empty.config.quantization_config
     model, info = type(empty).from_pretrained(
         None, config=empty.config, state_dict=dict(state), dtype=dtype, output_loading_info=True
     )

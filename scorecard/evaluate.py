@@ -1,8 +1,8 @@
 """Score one loaded model on tasks and held-out text: the record of the ``evaluate`` stage.
 
 Tasks are run by lm-eval, unchanged, so that a number here is the number of ``lm_eval --seed …`` on the same
-folder (docs/evaluation.md says how nearly). Its response cache is never used: the key does not hold the model, so that one model would silently
-get another one's answers.
+folder (docs/evaluation.md says how nearly). Its response cache is never used: the key does not hold the
+model, so that one model would silently get another one's answers.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ in_environment.py all JOBS.json LOG                  many of these, each in a pr
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -63,15 +64,16 @@ def load_logits(case: Case, output: Path) -> torch.Tensor:
     return torch.load(result)
 
 
-def run_all(environment: str, jobs: Sequence[Job]) -> list[str]:
-    """Each job in a process of its own, forked from one that has imported torch and transformers.
+def run_all(environment: str, jobs: Sequence[Job], imports: Sequence[str] = ()) -> list[str]:
+    """Each job in a process of its own, forked from one that has torch, transformers and ``imports``.
 
     A job is ("compress", CASE.json, MODEL, OUTPUT) or ("logits", CASE.json, OUTPUT, LOGITS.pt). Returns the
     last line of what each wrote to its standard error before it failed; "" for those that did not.
     """
     with tempfile.TemporaryDirectory() as folder:
         plan, log = Path(folder) / "jobs.json", Path(folder) / "log"
-        plan.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
+        words = [[str(word) for word in job] for job in jobs]
+        plan.write_text(json.dumps({"imports": ["torch", "transformers", *imports], "jobs": words}))
         _run([python(environment), __file__, "all", plan, log], None)
         return [_last_line(Path(f"{log}.{place}")) for place in range(len(jobs))]
 
@@ -84,12 +86,10 @@ def _last_line(failed: Path) -> str:
 
 
 def _all(plan: Path, log: Path) -> None:
-    import torch
-    import transformers
-
-    assert torch
-    assert transformers
-    for place, (verb, *paths) in enumerate(json.loads(plan.read_text())):
+    asked = json.loads(plan.read_text())
+    for name in asked["imports"]:
+        importlib.import_module(name)
+    for place, (verb, *paths) in enumerate(asked["jobs"]):
         errors = Path(f"{log}.{place}")
         child = os.fork()
         if not child:
