@@ -8,7 +8,7 @@ import pytest
 import setuptools  # noqa: F401 - before a test imports the standard library's distutils: it takes its place
 
 # Before torch is imported, here and in every process that a test starts. Threads of several workers on few
-# cores wait for each other most of the time, and with more of them sums of floats may add up in another order.
+# cores wait for each other most of the time, and with more of them sums may add up in another order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
