@@ -134,7 +134,9 @@ def _cell(reason: str, original: Path, found: Path | None) -> Cell:
     import torch
 
     if reason or found is None:
-        return Cell(reason=f"failed: {reason.removeprefix('scorecard.errors.')}"[:200])
+        told = reason.removeprefix("scorecard.errors.")
+        refused = told.removeprefix("SpecError: configs.config.").partition(": ")[2]
+        return Cell(reason=f"refused: {refused}" if told.startswith("SpecError") else f"failed: {told}"[:200])
     return Cell(divergence(torch.load(original), torch.load(found)))
 
 
