@@ -20,6 +20,7 @@ from scorecard.errors import SpecError
 pytestmark = pytest.mark.backend
 
 EMBEDDED = REPOSITORY / "embedded" / "tiny-llama"
+SHARED = REPOSITORY.parent / "shared" / "data"
 MAX_LENGTH = 100
 WORDS = (
     "the",
@@ -203,10 +204,9 @@ def test_in_16_bits_the_numbers_are_those_of_the_logits_in_float32(tokenizer: An
     assert not ours.notes
 
 
-def test_the_llama_of_another_project(tokenizer: Any) -> None:
-    folder = Path("/work/shared/data/models/stories260k-pad")
-    if not folder.is_dir():
-        pytest.skip("not on this machine")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="development data are not here")
+def test_the_llama_of_another_project() -> None:
+    folder = SHARED / "models" / "stories260k-pad"
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     own = transformers.AutoTokenizer.from_pretrained(folder)
     theirs, ours = hflm(loaded, own), FastLM(loaded, own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
 from runners._plain_lm import Pair, PlainLM, Request, rolling_windows
@@ -12,7 +13,7 @@ from runners._scoring.queries import Query
 Answer = tuple[float, bool]  # log-probability in nats, and whether it is the greedy continuation
 
 
-class SharingLM(PlainLM):
+class SharingLM(PlainLM, ABC):
     """What needs no model of transformers; ``_answers`` is left to its subclasses.
 
     ``encodings``, if set, knows texts that were tokenized before this process began.
@@ -67,8 +68,9 @@ class SharingLM(PlainLM):
         context, continuation = pair
         return Query((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
 
+    @abstractmethod
     def _answers(self, queries: Sequence[Query], *, share: bool) -> list[Answer]:
-        raise NotImplementedError
+        """The answer to each query; ``share=False``: they have nothing in common that is worth a plan."""
 
     def _encode_all(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Tokenize what ``_encode_pair`` will ask for, in one call for all texts with the same settings."""
