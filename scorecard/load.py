@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from scorecard.calibration_sets import KNOWN
-from scorecard.document import Config, Document, EarlyStopping, Evaluation, Limits, Model, Settings, Use
+from scorecard.document import Config, Document, Model, Settings, Use
 from scorecard.errors import SpecError, nearest
+from scorecard.sections import EarlyStopping, Evaluation, Limits
 from scorecard.spec import (
     CalibrationSpec,
     Case,

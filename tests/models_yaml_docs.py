@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from scorecard import document
+from scorecard import document, sections
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models-yaml.md"
@@ -17,18 +17,18 @@ SECTIONS = {
     "configs": document.Config,
     "Entries of a configs list": document.Use,
     "defaults": document.Defaults,
-    "evaluation": document.Evaluation,
-    "Early stopping": document.EarlyStopping,
-    "calibration": document.Calibration,
-    "measure": document.Measure,
-    "limits": document.Limits,
-    "One limit": document.Limit,
-    "gate": document.Gate,
-    "expect": document.Expect,
+    "evaluation": sections.Evaluation,
+    "Early stopping": sections.EarlyStopping,
+    "calibration": sections.Calibration,
+    "measure": sections.Measure,
+    "limits": sections.Limits,
+    "One limit": sections.Limit,
+    "gate": sections.Gate,
+    "expect": sections.Expect,
 }
 
 
-def expected_rows(section: type[document.Section]) -> list[str]:
+def expected_rows(section: type[sections.Section]) -> list[str]:
     """The table's rows: the section's own keys first, then those it shares with others."""
     schema = section.model_json_schema()
     inherited = set(document.Settings.model_fields) if section is not document.Settings else set()
