@@ -8,6 +8,7 @@
     ├── DataUnavailable            an evaluation or calibration data set is not on this machine
     ├── ArtifactError              files in $OUTPUT_MODEL break a rule (link, sparse file, pickle)
     ├── ComparisonError            two cases were not scored on the same documents
+    ├── ManifestError              a frozen folder or a submission lacks a file, or says what cannot be
     ├── IsolationError             a worker tried to reach what it must not see
     └── StageFailed                a stage ended without a result: it crashed, was killed, or passed a limit
 
@@ -54,6 +55,10 @@ class ArtifactError(ScorecardError):
 
 class ComparisonError(ScorecardError):
     """Two cases cannot be compared: they were not scored on the same documents."""
+
+
+class ManifestError(ScorecardError):
+    """A frozen folder or a submission is incomplete, or its manifest is not one."""
 
 
 class IsolationError(ScorecardError):
