@@ -1,4 +1,4 @@
-"""``manifest.json`` of a frozen user/ folder: what is claimed, from what it was made, and how to make it again.
+"""``manifest.json`` of a frozen folder: what is claimed, from what it was made, and how to make it again.
 
 A frozen folder is self-contained; this file is the only thing that ties it to the case that it came from.
 docs/freezing.md describes every key.
@@ -27,7 +27,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class TaskClaim:
-    """One task's result: ``metric`` as lm-eval names it, over ``n`` documents; ``documents_sha256`` is that of
+    """One task's result: ``metric`` as lm-eval names it, over ``n`` documents; ``documents_sha256`` is of
     the task's documents and ``config_sha256`` that of its settings, ``None`` where they were not recorded."""
 
     metric: str
