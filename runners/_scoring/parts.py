@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,11 +18,13 @@ class Parts:
     """``states(**inputs)``: [batch, length, width]; ``logits(states)``: [rows, width] -> [rows, vocabulary].
 
     ``whole``: the states are the logits already, because body and head could not be told apart.
+    ``plain_head``: weight [vocabulary, width] of a head that is nothing but a product in float32 on a CPU.
     """
 
     states: Callable[..., torch.Tensor]
     logits: Callable[[torch.Tensor], torch.Tensor]
     whole: bool = False
+    plain_head: torch.Tensor | None = None
 
 
 def split(model: Any, ids: torch.Tensor) -> Parts:
@@ -42,11 +44,28 @@ def split(model: Any, ids: torch.Tensor) -> Parts:
             states = body(input_ids=ids, use_cache=False)
         if states.shape == seen[0].shape and _close(states, seen[0]):
             for tail in _tails(model.config):
-                parts = Parts(body, _with_tail(head, tail, seen[0].dtype))
+                parts = Parts(body, _with_tail(head, tail, seen[0].dtype), plain_head=_plain_weight(head))
                 with torch.no_grad():
                     if _close(parts.logits(states[0]), logits):
-                        return parts
+                        same = parts.plain_head is not None and _close(_product(parts, states[0]), logits)
+                        return parts if same else replace(parts, plain_head=None)
     return Parts(lambda **inputs: model(**inputs).logits, lambda states: states, whole=True)
+
+
+def _plain_weight(head: Any) -> torch.Tensor | None:
+    """The weight of a linear layer as PyTorch made it: no subclass, no forward or hook of another library."""
+    import torch
+
+    weight = head.weight if type(head) is torch.nn.Linear else None
+    if weight is None or head.bias is not None or type(weight) is not torch.nn.Parameter:
+        return None
+    plain = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+    return weight.detach() if plain else None
+
+
+def _product(parts: Parts, states: torch.Tensor) -> torch.Tensor:
+    assert parts.plain_head is not None
+    return states.float() @ parts.plain_head.T
 
 
 def _states_of(body: Any) -> Callable[..., torch.Tensor]:

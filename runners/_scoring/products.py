@@ -36,6 +36,11 @@ def fast(model: Any) -> Iterator[None]:
             del layer.forward
 
 
+def product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``states`` [rows, inputs] by ``weight`` [outputs, inputs], both float32 on a CPU, the faster way."""
+    return _product(states, weight, None) if onednn_is_faster() else states @ weight.T
+
+
 def _layers(model: Any) -> list[torch.nn.Linear]:
     """Linear layers as PyTorch made them: no subclass, no parametrization, no forward of another library."""
     import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runners._scoring import blocks
 from runners._scoring.queries import Answers, Picks
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ class LogProbs:
     """Collects states until their logits are worth a product with the head; ``flush`` ends it."""
 
     def __init__(self, parts: Parts, answers: Answers, vocabulary: int, device: torch.device) -> None:
-        self._rows = max(LEAST_ROWS, logits_at_once(device) // vocabulary)
+        self._head = parts.plain_head if vocabulary > blocks.WORDS else None
+        self._rows = (
+            blocks.ROWS if self._head is not None else max(LEAST_ROWS, logits_at_once(device) // vocabulary)
+        )
         self._parts, self._answers = parts, answers
         self._states: list[torch.Tensor] = []
         self._picks, self._count = Picks([], [], []), 0
@@ -57,11 +61,23 @@ class LogProbs:
         with torch.no_grad():
             for start in range(0, self._count, self._rows):
                 here = ((rows >= start) & (rows < start + self._rows)).nonzero()[:, 0]
-                logprobs = self._parts.logits(states[start : start + self._rows])
-                chosen, greedy = predicted(logprobs, rows[here] - start, targets[here])
+                chosen, greedy = self._predicted(
+                    states[start : start + self._rows], rows[here] - start, targets[here]
+                )
                 self._answers.add(owners[here.cpu()].tolist(), chosen.tolist(), greedy.tolist())
         self.rows += self._count
         self._states, self._picks, self._count = [], Picks([], [], []), 0
+
+    def _predicted(
+        self, states: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._head is None or states.dtype != self._head.dtype:
+            return predicted(self._parts.logits(states), rows, targets)
+        chosen, greedy = blocks.scores(states, self._head, rows, targets)
+        if greedy.any():  # the first of several equal ones counts
+            again = self._parts.logits(states[rows[greedy]]).argmax(-1)
+            greedy[greedy.clone()] = again == targets[greedy]
+        return chosen, greedy
 
 
 def predicted(
