@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_NAME = "user"  # what user.py registers with lm-eval
 CLASS_NAME = "UserLM"
-BUILT = ("output_model", "build", "dist", "__pycache__")  # made by a run, so no part of the code
+BUILT = ("output_model", "results", "build", "dist", "__pycache__")  # made by a run, so no part of the code
 LAST_LINES = 8
 
 
@@ -59,7 +59,7 @@ class Runner(BaseRunner):
 
     def inputs(self) -> Mapping[str, Any]:
         """sha256 of every file of the user folder."""
-        return {"code": {str(p.relative_to(self.folder)): _sha256(p) for p in _code(self.folder)}}
+        return {"code": {str(p.relative_to(self.folder)): _sha256(p) for p in code(self.folder)}}
 
     def compress(self) -> None:
         self.output_model.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,8 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> tu
     return process.returncode, list(last)
 
 
-def _code(folder: Path) -> Iterator[Path]:
+def code(folder: Path) -> Iterator[Path]:
+    """The files of a user folder in the order of their paths, without what a run of it has made."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         made = any(part in BUILT or part.startswith(".") or part.endswith(".egg-info") for part in parts)
