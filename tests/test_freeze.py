@@ -18,6 +18,7 @@ from scorecard import freeze_code, freeze_data, freeze_pins, locks
 from scorecard.errors import SpecError
 from scorecard.freeze_code import Calibration
 from scorecard.machine import ROOT
+from scorecard.manifest import Claims, Manifest, TaskClaim
 from scorecard.spec import CalibrationSpec, EvalSpec
 
 COVERED = sorted(set(base.names()) - {"custom", *freeze_code.NOT_COVERED})
@@ -120,6 +121,16 @@ def test_a_user_s_own_requirements_count(tmp_path: Path) -> None:
         '[project]\nname = "a"\ndependencies = ["filelock>=3", "torch"]\n'
     )
     assert {"filelock>=3", "torch", "scipy>=1.15"} <= set(freeze_pins.named_by(tmp_path))
+
+
+# -- the manifest ------------------------------------------------------------------------------------
+
+
+def test_every_key_of_the_manifest_is_described() -> None:
+    page = (ROOT / "docs" / "freezing.md").read_text(encoding="utf-8").partition("## manifest.json")[2]
+    for kind in (Manifest, Claims, TaskClaim):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in page, f"{kind.__name__}.{field.name}"
 
 
 # -- the command -------------------------------------------------------------------------------------
