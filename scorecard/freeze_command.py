@@ -15,7 +15,7 @@ from scorecard.spec import Case
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("case", nargs="?", metavar="CASE", help="id of the case, or its end")
+    parser.add_argument("case", nargs="?", metavar="CASE", help="id of the case, or name of its config")
     parser.add_argument("--best", action="store_true", help="the first one of the table, by --ranking")
     parser.add_argument("-k", dest="keyword", metavar="TEXT", default="", help="with --best: ids with TEXT")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where it is written [user]")
@@ -51,9 +51,9 @@ def told(manifest: Manifest, folder: Path) -> str:
 
 
 def _named(run: Run, text: str) -> Case:
-    """The case with this id, or the only one that ends with it."""
+    """The case with this id, or the only one whose config has this name."""
     cases = {case.id: case for case in run.cases}
-    found = [case for name, case in cases.items() if name == text or name.endswith(f"-{text}")]
+    found = [case for name, case in cases.items() if text in (name, case.config.name)]
     if len(found) == 1:
         return found[0]
     if found:
