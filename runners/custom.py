@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from runners.base import BaseRunner
-from scorecard.errors import SpecError, StageFailed
+from runners.base import CORE, BaseRunner
+from scorecard.errors import RunnerUnavailable, SpecError, StageFailed
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -56,6 +57,19 @@ class Runner(BaseRunner):
                 where = f"configs.{self.case.config.name}.folder"
                 raise SpecError(f"{where}: {folder} has no {name}; write a folder with build.sh and user.py")
         return folder
+
+    def check(self) -> None:
+        """A frozen folder may need another environment than this one, into which its build.sh would install."""
+        path = self.folder / "manifest.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if config.get("environment", CORE) != CORE:
+            raise RunnerUnavailable(
+                f"{self.folder} holds the frozen case '{config['name']}', which needs packages of its own; run "
+                f"'bash {self.folder}/build.sh --compress' in an environment of its own"
+            )
 
     def inputs(self) -> Mapping[str, Any]:
         """sha256 of every file of the user folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from tiny_model import make_case, write_model
 
 from runners import base
 from scorecard import freeze_code, freeze_data, freeze_pins, locks
-from scorecard.errors import SpecError
+from scorecard.errors import RunnerUnavailable, SpecError
 from scorecard.freeze_code import Calibration
 from scorecard.machine import ROOT
 from scorecard.manifest import Claims, Manifest, TaskClaim
@@ -131,6 +132,19 @@ def test_every_key_of_the_manifest_is_described() -> None:
     for kind in (Manifest, Claims, TaskClaim):
         for field in dataclasses.fields(kind):
             assert f"`{field.name}`" in page, f"{kind.__name__}.{field.name}"
+
+
+def test_a_frozen_folder_with_packages_of_its_own_is_not_built_here(tmp_path: Path) -> None:
+    for name in ("build.sh", "user.py"):
+        (tmp_path / name).write_text("")
+    runner = base.get("custom")(make_case("custom", {"folder": str(tmp_path)}), None, tmp_path)
+    for environment in ("core", "gptqmodel"):
+        config = {"name": "gptq-w4", "environment": environment}
+        (tmp_path / "manifest.json").write_text(json.dumps({"config": config}))
+        if environment == "core":
+            runner.check()
+    with pytest.raises(RunnerUnavailable, match="holds the frozen case 'gptq-w4', which needs packages of"):
+        runner.check()
 
 
 # -- the command -------------------------------------------------------------------------------------
