@@ -59,7 +59,7 @@ class Runner(BaseRunner):
         return folder
 
     def check(self) -> None:
-        """A frozen folder may need another environment than this one, into which its build.sh would install."""
+        """A frozen folder may need other packages, which its build.sh would install into this environment."""
         path = self.folder / "manifest.json"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))["config"]
@@ -67,8 +67,8 @@ class Runner(BaseRunner):
             return
         if config.get("environment", CORE) != CORE:
             raise RunnerUnavailable(
-                f"{self.folder} holds the frozen case '{config['name']}', which needs packages of its own; run "
-                f"'bash {self.folder}/build.sh --compress' in an environment of its own"
+                f"{self.folder} holds the frozen case '{config['name']}', which needs packages of its own; "
+                f"run 'bash {self.folder}/build.sh --compress' in an environment of its own"
             )
 
     def inputs(self) -> Mapping[str, Any]:
