@@ -7,6 +7,7 @@ it is called: a run that never needs the backend must not pay for it.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -74,6 +75,10 @@ class BaseRunner(ABC):
     def inputs(self) -> Mapping[str, Any]:
         """What else can change the files that ``compress`` writes (hashes of scripts); part of the key."""
         return {}
+
+    def frozen_options(self) -> Mapping[str, Any]:
+        """The options by field, as a frozen folder has them: one that names a file has what is in it."""
+        return {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
 
     @abstractmethod
     def compress(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from runners.base import BaseRunner
-from scorecard.errors import SpecError, StageFailed
+from runners.base import CORE, BaseRunner
+from scorecard.errors import RunnerUnavailable, SpecError, StageFailed
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_NAME = "user"  # what user.py registers with lm-eval
 CLASS_NAME = "UserLM"
-BUILT = ("output_model", "build", "dist", "__pycache__")  # made by a run, so no part of the code
+BUILT = ("output_model", "results", "build", "dist", "__pycache__")  # made by a run, so no part of the code
 LAST_LINES = 8
 
 
@@ -57,9 +58,22 @@ class Runner(BaseRunner):
                 raise SpecError(f"{where}: {folder} has no {name}; write a folder with build.sh and user.py")
         return folder
 
+    def check(self) -> None:
+        """A frozen folder may need other packages, which its build.sh would install into this environment."""
+        path = self.folder / "manifest.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if config.get("environment", CORE) != CORE:
+            raise RunnerUnavailable(
+                f"{self.folder} holds the frozen case '{config['name']}', which needs packages of its own; "
+                f"run 'bash {self.folder}/build.sh --compress' in an environment of its own"
+            )
+
     def inputs(self) -> Mapping[str, Any]:
         """sha256 of every file of the user folder."""
-        return {"code": {str(p.relative_to(self.folder)): _sha256(p) for p in _code(self.folder)}}
+        return {"code": {str(p.relative_to(self.folder)): _sha256(p) for p in code(self.folder)}}
 
     def compress(self) -> None:
         self.output_model.mkdir(parents=True, exist_ok=True)
@@ -107,7 +121,8 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> tu
     return process.returncode, list(last)
 
 
-def _code(folder: Path) -> Iterator[Path]:
+def code(folder: Path) -> Iterator[Path]:
+    """The files of a user folder in the order of their paths, without what a run of it has made."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         made = any(part in BUILT or part.startswith(".") or part.endswith(".egg-info") for part in parts)

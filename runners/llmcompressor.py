@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from runners import _llmcompressor as library
 from runners import _recipe, _recipe_options
 from runners._calibration import fingerprint, token_lists, vision_rows
-from runners._hf import copy_files, copy_side_files, empty_model, load_tokenizer, stored_turned, to_lm
+from runners._hf import (
+    copy_files,
+    copy_side_files,
+    empty_model,
+    load_tokenizer,
+    shapes,
+    stored_turned,
+    to_lm,
+)
 from runners._llmcompressor_data import batches, picture_batches
 from runners._shapes import Shapes, check_group_size
 from runners.base import BaseRunner
@@ -21,6 +30,9 @@ from scorecard.errors import RunnerUnavailable, SpecError
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from transformers import PreTrainedModel
+
+
+SAID_BY_RECIPE = ("recipe", *_recipe_options.NAMES)
 
 
 @dataclass(frozen=True)
@@ -140,9 +152,14 @@ class Options:
 
     def steps(self, heads: tuple[str, ...] = ("lm_head",)) -> list[_recipe.Step]:
         """The recipe, however it was written; ``heads`` names the output layers."""
-        if self.recipe is None:
-            return _recipe_options.steps(self, heads)
-        return _recipe.steps(self.recipe, "recipe")
+        return recipe_of(self, heads)
+
+
+def recipe_of(options: Options, heads: tuple[str, ...]) -> list[_recipe.Step]:
+    """The steps that the options stand for."""
+    if options.recipe is None:
+        return _recipe_options.steps(options, heads)
+    return _recipe.steps(options.recipe, "recipe")
 
 
 class Runner(BaseRunner):
@@ -186,6 +203,17 @@ class Runner(BaseRunner):
         collator = self.options.data_collator
         return {"collator": fingerprint(collator)} if collator else {}
 
+    def frozen_options(self) -> Mapping[str, Any]:
+        """The recipe as its steps, and no copy elsewhere. Raises SpecError for what stays outside of it."""
+        where = f"configs.{self.case.config.name}"
+        for name in ("data_collator",):
+            if getattr(self.options, name):
+                raise SpecError(f"{where}.{name}: cannot be frozen; leave it out")
+        plain = {f.name: f.default for f in dataclasses.fields(Options)}
+        kept = {name: value for name, value in super().frozen_options().items() if name not in SAID_BY_RECIPE}
+        heads = tuple(shapes(self.model_dir, self.case).lm_head) or ("lm_head",)
+        return {**plain, **kept, "recipe": self.options.steps(heads), "save_directory": None}
+
     def compress(self) -> None:
         import torch
 
@@ -214,8 +242,6 @@ class Runner(BaseRunner):
         self._keep_copy()
 
     def _placement(self) -> dict[str, Any]:
-        from runners._hf import shapes
-
         limit = self.options.max_memory_per_gpu
         layers = shapes(self.model_dir, self.case).body if limit == "hessian" else {}
         return library.placement(limit, layers)

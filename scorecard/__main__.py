@@ -1,4 +1,4 @@
-"""``python -m scorecard {run,list,report,compare,aa,power,doctor,env,schema}``; more with ``--help``."""
+"""``python -m scorecard {run,list,report,compare,aa,power,freeze,doctor,env,schema}``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from scorecard import (
     doctor,
     document,
     env_command,
+    freeze_command,
     machine,
     power_command,
     results,
@@ -44,11 +45,13 @@ def parser() -> argparse.ArgumentParser:
     twice = verbs.add_parser("aa", help="the baseline scored twice: what this machine's rounding does")
     aa_command.add_arguments(twice)
     power_command.add_arguments(verbs.add_parser("power", help="how many documents a comparison needs"))
+    frozen = verbs.add_parser("freeze", help="a case as a folder that stands alone: code, pins, data, claims")
+    freeze_command.add_arguments(frozen)
     check = verbs.add_parser("doctor", help="what works on this machine, and what mends the rest")
     check.add_argument("--case", metavar="ID", help="look at one case before it runs: shapes, disk, memory")
     env_command.add_arguments(verbs.add_parser("env", help="the locked environments of the backends"))
     verbs.add_parser("schema", help="print the JSON Schema of models.yaml, for editors")
-    for verb in (listing, report, two, twice, check):
+    for verb in (listing, report, two, twice, frozen, check):
         add_options(verb.add_argument)
     return made
 
@@ -72,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "report": _report,
             "compare": compare_command.main,
             "aa": aa_command.main,
+            "freeze": freeze_command.main,
             "doctor": _doctor,
         }
         return verbs[options.verb](run, options)

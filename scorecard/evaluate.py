@@ -59,7 +59,9 @@ def evaluate(
         results, stopped = _run(lm, tasks, spec, baseline)
     scores = {name: _task_score(task, name, results, spec) for name, task in tasks.items()}
     text = heldout(lm, spec, reference=reference, write_reference=write_reference)
-    rows = [row for name, task in tasks.items() for row in _rows(task, name, results["samples"][name])]
+    rows = [
+        row for name, task in tasks.items() for row in document_rows(task, name, results["samples"][name])
+    ]
     write_documents(documents, rows + [(HELDOUT, *row, row[0]) for row in text.rows])
     return {
         "tasks": {name: {**score, "stopped": stopped.get(name)} for name, score in scores.items()},
@@ -142,14 +144,14 @@ def _run(
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # its bootstrap must not fork a process full of threads
     seed(spec.seed)
     if spec.early_stop is None or baseline is None:
-        return _lm_eval(lm, tasks, spec), {}
+        return run_tasks(lm, tasks, spec), {}
     found: dict[str, dict[str, Any]] = {}
     stopped: dict[str, Any] = {}
     with stopping.remembering(lm):
         for name, task in tasks.items():
             some, stopped[name] = stopping.run(
                 task,
-                functools.partial(_lm_eval, lm, {name: task}, spec),
+                functools.partial(run_tasks, lm, {name: task}, spec),
                 functools.partial(_right, task, name, spec),
                 stopping.Baseline.read(baseline, name),
                 spec.early_stop,
@@ -163,12 +165,12 @@ def _run(
 def _right(task: Task, name: str, spec: EvalSpec, results: Mapping[str, Any]) -> stopping.Marked | None:
     """The task's metric and which documents it calls right; ``None`` where it says more than that."""
     score = _task_score(task, name, results, spec)
-    rows = _rows(task, name, results["samples"][name])
+    rows = document_rows(task, name, results["samples"][name])
     answers = {doc: value for _, doc, metric, value, _ in rows if metric == score["metric"]}
     return (score["metric"], answers) if set(answers.values()) <= {0.0, 1.0} else None
 
 
-def _lm_eval(lm: LM, tasks: Mapping[str, Task], spec: EvalSpec) -> dict[str, Any]:
+def run_tasks(lm: LM, tasks: Mapping[str, Task], spec: EvalSpec) -> dict[str, Any]:
     """lm-eval's own evaluation loop on tasks that are already loaded."""
     import lm_eval
 
@@ -186,6 +188,13 @@ def _lm_eval(lm: LM, tasks: Mapping[str, Task], spec: EvalSpec) -> dict[str, Any
 
 
 def _task_score(task: Task, name: str, results: Mapping[str, Any], spec: EvalSpec) -> dict[str, Any]:
+    score = task_score(task, name, results)
+    return {**score, "chance": chance(task, spec.limit, score["metric"], score["accuracy"])}
+
+
+def task_score(task: Task, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The metric that stands for a task with its value and standard error, and every other one, as lm-eval's
+    ``results`` have them."""
     metrics = task_metrics(task, results["results"][name], results["samples"][name])
     first = primary_metric(list(metrics))
     higher = bool(task.higher_is_better().get(first.partition(",")[0], True))
@@ -198,13 +207,12 @@ def _task_score(task: Task, name: str, results: Mapping[str, Any], spec: EvalSpe
         "n": results["n-samples"][name]["effective"],
         "version": results["versions"][name],
         "num_fewshot": results["n-shot"][name],
-        "chance": chance(task, spec.limit, first, accuracy),
         "accuracy": accuracy,
         "metrics": metrics,
     }
 
 
-def _rows(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> list[Row]:
+def document_rows(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> list[Row]:
     cluster = _clusters(task, name, samples)
     rows = []
     for sample in samples:

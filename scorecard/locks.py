@@ -64,16 +64,18 @@ def read(name: str) -> Lock:
     path = FOLDER / f"{name}.txt"
     if not re.fullmatch(r"\w+", name) or not path.is_file():
         raise SpecError(f"environment '{name}' has no lock in environments/; {nearest(name, names())}")
-    text = path.read_text(encoding="utf-8")
+    return parse(name, path.read_text(encoding="utf-8"), f"environments/{path.name}")
+
+
+def parse(name: str, text: str, where: str) -> Lock:
+    """The lock that ``text`` is. Raises SpecError at ``where`` for a line that is no exact pin."""
     pins: dict[str, str] = {}
     hashed: list[str] = []
     plain: list[str] = []
     for entry in _entries(text):
         found = _PIN.match(entry)
         if not found:
-            raise SpecError(
-                f"environments/{path.name}: '{entry.split()[0]}' is no exact pin; write name==version"
-            )
+            raise SpecError(f"{where}: '{entry.split()[0]}' is no exact pin; write name==version")
         pins[normalised(found[1])] = found[2]
         (hashed if "--hash=" in entry else plain).append(entry)
     sha256 = hashlib.sha256("\n".join(_entries(text)).encode()).hexdigest()

@@ -64,6 +64,7 @@ class Manifest:
     below ``artifact_folder``; ``code`` all other files of the folder but this one. ``documents`` is a file of
     the folder with per-document results (documents.parquet), ``None`` where there are none. ``requirements``
     is a file of the folder with pins and hashes. ``packages`` are the versions that made the artifact.
+    ``sums`` are ``code_bytes``, ``model_bytes`` and ``total_bytes`` for readers; the files themselves count.
     """
 
     case: str
@@ -84,6 +85,7 @@ class Manifest:
     seeds: Mapping[str, int] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    sums: Mapping[str, int] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property

@@ -130,7 +130,7 @@ class Store:
         try:
             record = dataclasses.replace(record, files=sha256_tree(folder))
             write_atomic(folder / RECORD, record)
-            _fsync_tree(folder)
+            fsync_tree(folder)
             target = self.path(record.key)
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(target)
@@ -181,7 +181,8 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _fsync_tree(root: Path) -> None:
+def fsync_tree(root: Path) -> None:
+    """Have every file and folder below ``root`` on disk."""
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
             _fsync(Path(folder) / name)

@@ -59,7 +59,7 @@ def load(spec: EvalSpec) -> dict[str, Task]:
     if not spec.tasks:
         return {}
     seed(spec.seed)
-    _keep_compiled_templates()
+    keep_compiled_templates()
     manager = _manager(spec)
     names: dict[str, str] = {}
     for written in spec.tasks:
@@ -69,7 +69,7 @@ def load(spec: EvalSpec) -> dict[str, Task]:
     tasks: dict[str, Task] = _build(manager, list(names))["tasks"]
     for name, task in tasks.items():
         _refuse(name, task)
-        _set_fewshot(task, spec)
+        set_fewshot(task, spec)
     return tasks
 
 
@@ -124,7 +124,7 @@ def _go_offline() -> None:
             vars(sys.modules[name])["HF_HUB_OFFLINE"] = True
 
 
-def _keep_compiled_templates() -> None:
+def keep_compiled_templates() -> None:
     """lm-eval compiles a prompt template anew for every document: a third of the time of short tasks."""
     from lm_eval import utils
 
@@ -262,7 +262,7 @@ def _refuse(name: str, task: Task) -> None:
         raise SpecError(f"tasks: the name '{name}' is taken by the held-out text; rename the task")
 
 
-def _set_fewshot(task: Task, spec: EvalSpec) -> None:
+def set_fewshot(task: Task, spec: EvalSpec) -> None:
     """As lm-eval does it: a task that says 0 keeps 0, and one that says nothing has 0."""
     if spec.num_fewshot is not None and task.config.num_fewshot != 0:
         task.set_config(key="num_fewshot", value=spec.num_fewshot)
