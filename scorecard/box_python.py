@@ -70,13 +70,16 @@ def prefixes(python: Path) -> tuple[Path, Path]:
     return (folder if found else base_prefix), base_prefix
 
 
-def environment(python: Path) -> dict[str, str]:
-    """All that the box has of an environment: nothing of the caller's but thread counts and the GPU."""
+def environment(python: Path, home: Path | None = None) -> dict[str, str]:
+    """All that the box has of an environment: nothing of the caller's but thread counts and the GPU.
+
+    ``home`` is the folder to write in where there is no box.
+    """
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     fixed = {
         "PATH": f"{python.parent}:/usr/bin:/bin",
-        "HOME": SCRATCH,
-        "TMPDIR": "/tmp",
+        "HOME": str(home or SCRATCH),
+        "TMPDIR": str(home or "/tmp"),
         "LANG": "C.UTF-8",
         "USER": "box",
         "LOGNAME": "box",

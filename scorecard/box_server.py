@@ -29,9 +29,6 @@ class BoxServer(Server):
 
     def load_user(self, folder: str, arguments: dict[str, Any], seed: int) -> dict[str, Any]:
         """Import user.py from its folder and make its model."""
-        import numpy as np
-        import torch
-
         sys.path.insert(0, folder)
         spec = importlib.util.spec_from_file_location("user", Path(folder, "user.py"))
         if spec is None or spec.loader is None:
@@ -43,9 +40,7 @@ class BoxServer(Server):
         if found is None:
             raise ImportError("user.py has no class UserLM")
         lm = found(**arguments)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        _seed(seed)
         self._lm = lm
         return {name: getattr(lm, name) for name in FACTS if hasattr(lm, name)}
 
@@ -58,6 +53,15 @@ class BoxServer(Server):
             raise ValueError(f"more than {most:,} rows")
         table = file.read(columns=list(COLUMNS))
         return {name: table.column(name).to_pylist() for name in COLUMNS}
+
+
+def _seed(value: int) -> None:
+    """The generators of Python, and of numpy and torch where user.py uses them."""
+    random.seed(value)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(value)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(value)
 
 
 if __name__ == "__main__":

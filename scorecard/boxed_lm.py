@@ -114,6 +114,10 @@ def boxed_lm(connection: BoxedConnection, folder: str, arguments: dict[str, Any]
             answers = _counted(self._forward("generate_until", requests), len(requests))
             return [_text(value) for value in answers]
 
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            template = super().chat_template(chat_template)
+            return template if template is None else _text(template)
+
     told = connection.call("load_user", folder=folder, arguments=arguments, seed=seed)
     facts = _facts(told)
     return BoxedLM(connection, {**facts, "conditions": {"tokenizer_sha256": None, "adds_bos": None}})

@@ -55,6 +55,6 @@ def _has_objects(head: bytes) -> bool:
     length = int.from_bytes(head[8 : 8 + width], "little")
     try:
         told = ast.literal_eval(head[8 + width : 8 + width + length].decode("latin-1").strip())
-        return "O" in str(told["descr"])
+        return "|O" in str(told["descr"])
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
         return True

@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from scorecard.box import Box, BoxEnded, BoxLimits
 from scorecard.machine import ROOT
 from scorecard.spec import from_json, to_json
 
-GRACE_SECONDS = 5.0
+GRACE_SECONDS, KEPT_BYTES = 5.0, 4000
 
 
 class Boxed:
@@ -37,6 +39,15 @@ class Boxed:
         self._report = os.fdopen(reader, "rb")
         self._ended: BoxEnded | None = None
 
+    def wait(self) -> tuple[str, BoxEnded]:
+        """The last of what it printed, once it has ended; its input is empty."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        tails = [_Tail(stream) for stream in (self.process.stdout, self.process.stderr) if stream]
+        self.process.wait()  # the launcher's limits see to it
+        printed = "\n".join(tail.text() for tail in tails)
+        return printed, self.end()
+
     def end(self) -> BoxEnded:
         """Kill what still runs; how the box ended by itself, if it did within the grace."""
         if self._ended is None:
@@ -48,6 +59,24 @@ class Boxed:
                 text = report.read()
             self._ended = from_json(BoxEnded, json.loads(text)) if text else BoxEnded()
         return self._ended
+
+
+class _Tail:
+    """Reads a stream to its end in a thread and keeps only its last characters."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._kept = stream, b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._stream as stream:
+            while data := os.read(stream.fileno(), 65536):
+                self._kept = (self._kept + data)[-KEPT_BYTES:]
+
+    def text(self) -> str:
+        self._thread.join(GRACE_SECONDS)
+        return self._kept.decode(errors="replace")
 
 
 @contextmanager
@@ -74,9 +103,7 @@ def why_not() -> str | None:
             environment=environment(python),
             limits=BoxLimits(wall_seconds=60),
         )
-        boxed = Boxed(box)
-        _, told = boxed.process.communicate()
-        ended = boxed.end()
+        told, ended = Boxed(box).wait()
     if ended.error is None and ended.code == 0:
         return None
-    return ended.error or told.decode(errors="replace").strip()[-200:] or f"it ended with {ended.code}"
+    return ended.error or told.strip()[-200:] or f"it ended with {ended.code}"
