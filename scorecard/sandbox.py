@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -86,6 +87,7 @@ def empty_root() -> Iterator[Path]:
         yield Path(folder)
 
 
+@functools.cache
 def why_not() -> str | None:
     """Why no box can be made on this machine, ``None`` where one can; tried with a real one."""
     if not sys.platform.startswith("linux"):

@@ -25,6 +25,7 @@ _CHUNK_BYTES = 1 << 20
 _LOCAL = struct.Struct("<4s5H3I2H")
 _LOCAL_MAGIC, _ENCRYPTED, _DESCRIPTOR, _UTF8 = b"PK\3\4", 1, 8, 0x800
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_LINK_EXTRA = 0x000D  # of PKWARE's UNIX: a device number, or the name that a link leads to
 _RESERVED = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))]
 )
@@ -127,12 +128,24 @@ def _check_entry(info: zipfile.ZipInfo) -> None:
         raise _refuse(name, "is a symbolic link; pack the file itself")
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
         raise _refuse(name, "is a device, a pipe or a socket; pack regular files only")
+    if _LINK_EXTRA in _extra_kinds(info.extra):
+        raise _refuse(name, "is a hard link; pack the file itself")
     if info.flag_bits & _ENCRYPTED:
         raise _refuse(name, "is encrypted; pack it without a password")
     if info.compress_type not in _METHODS:
         raise _refuse(name, f"is packed with method {info.compress_type}; store or deflate it")
     if info.is_dir() and (info.file_size or info.compress_size > 2):
         raise _refuse(name, "is a folder with content; pack each file once")
+
+
+def _extra_kinds(extra: bytes) -> set[int]:
+    """The kinds of a header's extra fields (APPNOTE 4.5)."""
+    kinds, at = set(), 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        kinds.add(kind)
+        at += 4 + length
+    return kinds
 
 
 def _check_layout(
