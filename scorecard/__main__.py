@@ -1,4 +1,4 @@
-"""``python -m scorecard {run,list,report,compare,aa,power,freeze,doctor,env,schema}``; see ``--help``."""
+"""``python -m scorecard {run,list,report,compare,freeze,submit,verify,doctor,…}``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from scorecard import (
     machine,
     power_command,
     results,
+    submit_command,
+    verify_command,
 )
 from scorecard.errors import EXIT_USAGE, ScorecardError
 from scorecard.perform import NOT_RUN
@@ -50,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("doctor", help="what works on this machine, and what mends the rest")
     check.add_argument("--case", metavar="ID", help="look at one case before it runs: shapes, disk, memory")
     env_command.add_arguments(verbs.add_parser("env", help="the locked environments of the backends"))
+    submit_command.add_arguments(verbs.add_parser("submit", help="check a frozen folder and pack it"))
+    verify_command.add_arguments(verbs.add_parser("verify", help="whether what a submission claims is true"))
     verbs.add_parser("schema", help="print the JSON Schema of models.yaml, for editors")
     for verb in (listing, report, two, twice, frozen, check):
         add_options(verb.add_argument)
@@ -65,10 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(document.json_schema(), indent=2))
         return 0
     try:
-        if options.verb == "env":
-            return env_command.main(options)
-        if options.verb == "power":
-            return power_command.main(options)
+        alone = {
+            "env": env_command.main,
+            "power": power_command.main,
+            "submit": submit_command.main,
+            "verify": verify_command.main,
+        }
+        if options.verb in alone:
+            return alone[options.verb](options)
         run = Run(from_arguments(lambda name: getattr(options, name)))
         verbs = {
             "list": _list,

@@ -92,8 +92,14 @@ def build(name: str, *, anew: bool = False, say: Say | None = None) -> Environme
     Of several builders one works and the others wait for it. Raises InstallError with the last line of the
     installer that failed; what it has already downloaded stays in the installer's own cache.
     """
-    lock = locks.read(name)
-    target = root() / f"{name}-{lock.key}"
+    return from_lock(locks.read(name), anew=anew, say=say)
+
+
+def from_lock(
+    lock: Lock, *, anew: bool = False, wheels_only: bool = False, say: Say | None = None
+) -> Environment:
+    """``build`` for any lock; with ``wheels_only`` nothing is built from source, which would run its code."""
+    name, target = lock.name, root() / f"{lock.name}-{lock.key}"
     with _one_builder(target.name):
         found = None if anew else _open(name, target)
         if found:
@@ -101,7 +107,7 @@ def build(name: str, *, anew: bool = False, say: Say | None = None) -> Environme
         _clear(target.name)
         partial = root() / "partial" / f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            about = _make(lock, partial, target, say or (lambda line: None))
+            about = _make(lock, partial, target, say or (lambda line: None), wheels_only)
             if target.exists():
                 _remove_folder(target)
             partial.rename(target)
@@ -126,9 +132,9 @@ def _clear(name: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _make(lock: Lock, partial: Path, target: Path, say: Say) -> dict[str, Any]:
+def _make(lock: Lock, partial: Path, target: Path, say: Say, wheels_only: bool) -> dict[str, Any]:
     begin = time.monotonic()
-    installer = installing.install(lock, partial, say)
+    installer = installing.install(lock, partial, say, wheels_only=wheels_only)
     wrong = faults(lock, partial)
     if wrong:
         raise installing.InstallError(f"the installer left {wrong[0]}")

@@ -9,6 +9,7 @@
     ├── ArtifactError              files in $OUTPUT_MODEL break a rule (link, sparse file, pickle)
     ├── ComparisonError            two cases were not scored on the same documents
     ├── ManifestError              a frozen folder or a submission lacks a file, or says what cannot be
+    ├── SubmissionError            a submission is refused: its files, or what its code does
     ├── IsolationError             a worker tried to reach what it must not see
     └── StageFailed                a stage ended without a result: it crashed, was killed, or passed a limit
 
@@ -59,6 +60,10 @@ class ComparisonError(ScorecardError):
 
 class ManifestError(ScorecardError):
     """A frozen folder or a submission is incomplete, or its manifest is not one."""
+
+
+class SubmissionError(ScorecardError):
+    """A submission breaks a rule: in its files, or in what its code answers or takes."""
 
 
 class IsolationError(ScorecardError):

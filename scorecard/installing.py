@@ -35,7 +35,7 @@ class Shared:
     own_bytes: int
 
 
-def install(lock: Lock, folder: Path, say: Say) -> str:
+def install(lock: Lock, folder: Path, say: Say, *, wheels_only: bool = False) -> str:
     """Make a virtual environment in ``folder`` that holds the lock; returns what did it, ``uv`` or ``pip``.
 
     The closure is locked, so dependencies are not looked at; only a distribution without hashes (torch) may
@@ -46,29 +46,33 @@ def install(lock: Lock, folder: Path, say: Say) -> str:
     )
     if uv:
         try:
-            _with_uv(uv, lock, folder, say)
+            _with_uv(uv, lock, folder, say, wheels_only)
         except InstallError as error:
             say(f"environment {lock.name}: uv failed ({error}), trying pip")
             shutil.rmtree(folder, ignore_errors=True)
         else:
             return "uv"
-    _with_pip(lock, folder, say)
+    _with_pip(lock, folder, say, wheels_only)
     return "pip"
 
 
-def _with_uv(uv: str, lock: Lock, folder: Path, say: Say) -> None:
+def _with_uv(uv: str, lock: Lock, folder: Path, say: Say, wheels_only: bool) -> None:
     env = uv_environment()
     say(f"environment {lock.name}: installing {len(lock.pins)} distributions with uv")
     run([uv, "venv", "--quiet", "--no-project", "--python", base_python(), str(folder)], env)
     pip = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python")]
-    _both_steps(lock, pip, env)
+    _both_steps(lock, [*pip, *_wheels(wheels_only)], env)
 
 
-def _with_pip(lock: Lock, folder: Path, say: Say) -> None:
+def _with_pip(lock: Lock, folder: Path, say: Say, wheels_only: bool) -> None:
     say(f"environment {lock.name}: installing {len(lock.pins)} distributions with pip (a minute or two)")
     run([base_python(), "-m", "venv", str(folder)], quiet())
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _both_steps(lock, [*pip, "--no-compile"], quiet())
+    _both_steps(lock, [*pip, "--no-compile", *_wheels(wheels_only)], quiet())
+
+
+def _wheels(only: bool) -> tuple[str, ...]:
+    return ("--only-binary", ":all:") if only else ()
 
 
 def _both_steps(lock: Lock, install: Sequence[str], env: Mapping[str, str]) -> None:

@@ -31,13 +31,18 @@ class Connection:
 
     def __init__(self, python: Path) -> None:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [str(python), "-P", "-m", "scorecard.lm_server"],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self._begin(process, str(python))
+
+    def _begin(self, process: subprocess.Popen[bytes], name: str) -> None:
+        """Hear the greeting of a server that was started with three pipes."""
+        self._process = process
         assert self._process.stdin
         assert self._process.stdout
         assert self._process.stderr
@@ -50,9 +55,7 @@ class Connection:
         spoken = self._read().get("protocol")
         if spoken != PROTOCOL:
             self.close()
-            raise StageFailed(
-                f"{python}: speaks protocol {spoken}, not {PROTOCOL}; use one checkout for both"
-            )
+            raise StageFailed(f"{name}: speaks protocol {spoken}, not {PROTOCOL}; use one checkout for both")
 
     @property
     def pid(self) -> int:
@@ -106,10 +109,15 @@ class Connection:
         """What the server prints goes where this process prints; the last lines are kept."""
         with stream:
             while data := os.read(stream.fileno(), 65536):
-                text = data.decode(errors="replace")
-                sys.stderr.write(text)
-                sys.stderr.flush()
-                self._printed = (self._printed + text)[-KEPT_CHARACTERS:]
+                self._heard(data.decode(errors="replace"))
+
+    def _heard(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        self._printed = (self._printed + text)[-KEPT_CHARACTERS:]
 
     def _show(self, method: str, done: int, total: int) -> None:
         if time.monotonic() - self._shown > PROGRESS_SECONDS:
@@ -128,7 +136,7 @@ def _raised(error: Mapping[str, str]) -> Exception:
     return StageFailed(f"{name}: {message}")
 
 
-class _Forwarding:
+class Forwarding:
     """The methods of an LM, each as one request."""
 
     _server: Connection
@@ -193,7 +201,7 @@ def serve(python: Path, case: Case, artifact: Path, seen: Isolation | None = Non
     """
     from lm_eval.api.model import LM
 
-    class ServedLM(_Forwarding, LM):  # type: ignore[misc]
+    class ServedLM(Forwarding, LM):  # type: ignore[misc]
         def __init__(self, server: Connection, facts: dict[str, Any]) -> None:
             super().__init__()
             self._server, self._facts = server, facts

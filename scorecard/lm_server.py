@@ -129,7 +129,7 @@ class Server:
         return dataclasses.asdict(result)
 
 
-def main() -> int:
+def main(kind: type[Server] = Server) -> int:
     """Serve until the input ends."""
     _die_with_parent()
     requests, answers = _take_standard_streams()
@@ -139,7 +139,7 @@ def main() -> int:
         answers.flush()
 
     send({"protocol": PROTOCOL})
-    server = Server(send)
+    server = kind(send)
     for request in _lines(requests):
         server.answer(request)
     return 0

@@ -39,13 +39,18 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
+def adopt_orphans() -> None:
+    """Processes below this one whose parent dies become its own children."""
+    _prctl(_SUBREAPER, 1)
+
+
 def run(function: Callable[[], int], limit: Limit) -> Ended:
     """Fork, run ``function`` in the child (its result is the exit code), watch it until it ends.
 
     Call it from a process without threads.
     """
     parent = os.getppid()
-    _prctl(_SUBREAPER, 1)
+    adopt_orphans()
     _prctl(_PDEATHSIG, signal.SIGTERM)
     supervisor = os.getpid()
     child = os.fork()

@@ -1,0 +1,64 @@
+"""The requirements of a submission: exact pins with hashes, and nothing that an installer would obey else."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from scorecard.errors import SubmissionError
+from scorecard.locks import Lock, normalised
+from scorecard.plain import plain
+
+MOST_BYTES, MOST_PINS, _LONGEST = 4 << 20, 1000, 20_000
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_VERSION = r"[0-9][A-Za-z0-9.!_]*"
+_MARKER = r"(?:\s*;[\w\s.'\"<>=!()-]*)?"
+_HASH = r"--hash=sha256:[0-9a-f]{64}"
+_LINE = re.compile(rf"({_NAME})==({_VERSION})({_MARKER})\s+({_HASH}(?:\s+{_HASH})*)")
+
+
+def read_requirements(path: Path) -> Lock:
+    """A lock of the pins.
+
+    Raises SubmissionError naming the first line that is not ``name==version --hash=sha256:…``: options, URLs,
+    paths and unpinned names would let it install anything.
+    """
+    where = path.name
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        raise SubmissionError(f"{where}: is missing or too long; freeze again")
+    try:
+        text = path.read_bytes().decode("ascii")
+    except UnicodeDecodeError:
+        raise SubmissionError(f"{where}: is not ASCII; freeze again") from None
+    pins: dict[str, str] = {}
+    lines: list[str] = []
+    for number, entry in _entries(text):
+        found = _LINE.fullmatch(" ".join(entry.split())) if len(entry) <= _LONGEST else None
+        if not found:
+            shown = plain(entry.split(" --hash", maxsplit=1)[0], 80)
+            raise SubmissionError(f"{where}:{number}: '{shown}' is no name==version with --hash; pin it")
+        if pins.setdefault(normalised(found[1]), found[2]) != found[2]:
+            raise SubmissionError(f"{where}:{number}: {plain(found[1])} is pinned twice; pin it once")
+        lines.append(f"{found[1]}=={found[2]}{found[3]} {found[4]}")
+    if not 1 <= len(pins) <= MOST_PINS:
+        raise SubmissionError(f"{where}: holds {len(pins)} pins, not 1 to {MOST_PINS}; freeze again")
+    text = "\n".join(lines)
+    return Lock("submission", pins, text, "", hashlib.sha256(text.encode()).hexdigest())
+
+
+def _entries(text: str) -> list[tuple[int, str]]:
+    """Requirements with the number of their first line; continued lines joined, comments gone."""
+    entries: list[tuple[int, str]] = []
+    goes_on = False
+    for number, line in enumerate(text.splitlines(), 1):
+        part = line.strip()
+        if not goes_on and (not part or part.startswith("#")):
+            continue
+        body = re.sub(r"\s+#.*$", "", part).removesuffix("\\").strip()
+        if goes_on:
+            entries[-1] = (entries[-1][0], f"{entries[-1][1]} {body}")
+        else:
+            entries.append((number, body))
+        goes_on = part.endswith("\\")
+    return entries
