@@ -40,6 +40,9 @@ def install(lock: Lock, folder: Path, say: Say, *, wheels_only: bool = False) ->
 
     The closure is locked, so dependencies are not looked at; only a distribution without hashes (torch) may
     bring the ones that its build wants (the CUDA libraries). Raises InstallError.
+
+    With ``wheels_only``, for a lock of a stranger, none of the distributions' code is run: nothing is built from
+    source, and the installer never starts the new Python, which would obey the ``.pth`` files in it.
     """
     uv = shutil.which(
         "uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -60,19 +63,29 @@ def _with_uv(uv: str, lock: Lock, folder: Path, say: Say, wheels_only: bool) -> 
     env = uv_environment()
     say(f"environment {lock.name}: installing {len(lock.pins)} distributions with uv")
     run([uv, "venv", "--quiet", "--no-project", "--python", base_python(), str(folder)], env)
-    pip = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python")]
-    _both_steps(lock, [*pip, *_wheels(wheels_only)], env)
+    pip = [uv, "pip", "install", "--quiet", "--python"]
+    if wheels_only:
+        _both_steps(lock, [*pip, base_python(), *_wheels_into(folder)], env)
+    else:
+        _both_steps(lock, [*pip, str(folder / "bin" / "python")], env)
 
 
 def _with_pip(lock: Lock, folder: Path, say: Say, wheels_only: bool) -> None:
     say(f"environment {lock.name}: installing {len(lock.pins)} distributions with pip (a minute or two)")
-    run([base_python(), "-m", "venv", str(folder)], quiet())
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _both_steps(lock, [*pip, "--no-compile", *_wheels(wheels_only)], quiet())
+    settings = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+    if wheels_only:
+        run([base_python(), "-m", "venv", "--without-pip", str(folder)], quiet())
+        pip = [base_python(), "-m", "pip", "install", *_wheels_into(folder)]
+    else:
+        run([base_python(), "-m", "venv", str(folder)], quiet())
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+    _both_steps(lock, [*pip, *settings], quiet())
 
 
-def _wheels(only: bool) -> tuple[str, ...]:
-    return ("--only-binary", ":all:") if only else ()
+def _wheels_into(folder: Path) -> list[str]:
+    """Arguments for an installer that runs outside of the environment in ``folder``."""
+    packages = next(folder.glob("lib/python*/site-packages"))
+    return ["--only-binary", ":all:", "--target", str(packages)]
 
 
 def _both_steps(lock: Lock, install: Sequence[str], env: Mapping[str, str]) -> None:

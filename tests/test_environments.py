@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGE = b"weights " * (installing.SHARED_BYTES // 8)
 
 
-def write_wheel(folder: Path, name: str, version: str) -> str:
-    """A wheel with one module and one large file; returns its sha256."""
+def write_wheel(folder: Path, name: str, version: str, more: Mapping[str, str] | None = None) -> str:
+    """A wheel with one module, one large file and ``more``; returns its sha256."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}.py", f"VERSION = {version!r}\n")
         wheel.writestr(f"{name}_large.bin", LARGE)
+        for path_inside, text in (more or {}).items():
+            wheel.writestr(path_inside, text)
         info = f"{name}-{version}.dist-info/"
         wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -91,6 +94,21 @@ def test_an_environment_holds_its_lock(place, monkeypatch, installer):
     assert not list((environments.root() / "partial").iterdir())
     scripts = [p for p in (made.folder / "bin").iterdir() if p.is_file() and not p.is_symlink()]
     assert all(b"/partial/" not in p.read_bytes() for p in [*scripts, made.folder / "pyvenv.cfg"])
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_nothing_of_a_stranger_s_lock_runs(place, monkeypatch, installer):
+    """A ``.pth`` file is obeyed by each start of the Python that it is installed into."""
+    if installer == "pip":
+        without_uv(monkeypatch)
+    canary = place / "canary"
+    obeyed = {"beta.pth": f"import pathlib; pathlib.Path({str(canary)!r}).touch()\n"}
+    write_wheel(place / "wheels", "beta", "2.0", obeyed)
+    made = environments.from_lock(locks.read("small"), wheels_only=True)
+    assert made.about["installer"] == installer
+    assert not canary.exists()
+    assert (version(made, "alpha"), version(made, "beta")) == ("1.0", "2.0")
+    assert canary.exists()
 
 
 def test_a_second_environment_shares_its_large_files(place, monkeypatch):
