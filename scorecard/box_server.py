@@ -36,9 +36,9 @@ class BoxServer(Server):
         module = importlib.util.module_from_spec(spec)
         sys.modules["user"] = module
         spec.loader.exec_module(module)
-        found = getattr(module, "UserLM", None)
+        found = getattr(module, "UserLM", None) or _registered()
         if found is None:
-            raise ImportError("user.py has no class UserLM")
+            raise ImportError("user.py has no class UserLM and registers no lm-eval model 'user'")
         lm = found(**arguments)
         _seed(seed)
         self._lm = lm
@@ -53,6 +53,12 @@ class BoxServer(Server):
             raise ValueError(f"more than {most:,} rows")
         table = file.read(columns=list(COLUMNS))
         return {name: table.column(name).to_pylist() for name in COLUMNS}
+
+
+def _registered() -> Any:
+    """What user.py registered with lm-eval."""
+    registry = sys.modules.get("lm_eval.api.registry")
+    return registry.model_registry.get("user", None) if registry else None
 
 
 def _seed(value: int) -> None:

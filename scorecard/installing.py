@@ -41,8 +41,8 @@ def install(lock: Lock, folder: Path, say: Say, *, wheels_only: bool = False) ->
     The closure is locked, so dependencies are not looked at; only a distribution without hashes (torch) may
     bring the ones that its build wants (the CUDA libraries). Raises InstallError.
 
-    With ``wheels_only``, for a lock of a stranger, none of the distributions' code is run: nothing is built from
-    source, and the installer never starts the new Python, which would obey the ``.pth`` files in it.
+    With ``wheels_only``, for a lock of a stranger, none of the distributions' code is run: nothing is built
+    from source, and the installer never starts the new Python, which would obey the ``.pth`` files in it.
     """
     uv = shutil.which(
         "uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
