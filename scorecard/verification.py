@@ -79,7 +79,7 @@ def _environment(lock: Lock, options: VerifyOptions) -> Path:
     from scorecard import environments, installing
 
     try:
-        return environments.from_lock(lock, wheels_only=True, say=options.say).python
+        return environments.from_lock(lock, stranger=True, say=options.say).python
     except installing.InstallError as error:
         raise SubmissionError(
             f"requirements: cannot be installed: {plain(error)}; or give --python"

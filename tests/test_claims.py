@@ -1,4 +1,4 @@
-"""What a submission claims beside what was measured: each kind of false claim gets its verdict and its line."""
+"""What a submission claims beside what was measured: each false claim gets its verdict and its line."""
 
 from __future__ import annotations
 

@@ -6,12 +6,14 @@ The distributions are small wheels written here, installed by the real uv and th
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Mapping
@@ -104,11 +106,39 @@ def test_nothing_of_a_stranger_s_lock_runs(place, monkeypatch, installer):
     canary = place / "canary"
     obeyed = {"beta.pth": f"import pathlib; pathlib.Path({str(canary)!r}).touch()\n"}
     write_wheel(place / "wheels", "beta", "2.0", obeyed)
-    made = environments.from_lock(locks.read("small"), wheels_only=True)
+    made = environments.from_lock(locks.read("small"), stranger=True)
     assert made.about["installer"] == installer
     assert not canary.exists()
     assert (version(made, "alpha"), version(made, "beta")) == ("1.0", "2.0")
     assert canary.exists()
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_a_stranger_s_source_is_not_built(place, monkeypatch, installer):
+    if installer == "pip":
+        without_uv(monkeypatch)
+    canary, path = place / "canary", place / "wheels" / "gamma-1.0.tar.gz"
+    setup = f"import pathlib; pathlib.Path({str(canary)!r}).touch()\n".encode()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in (("setup.py", setup), ("PKG-INFO", b"Name: gamma\nVersion: 1.0\n")):
+            entry = tarfile.TarInfo(f"gamma-1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    lock = locks.parse("stranger", f"gamma==1.0 --hash=sha256:{sha256}\n", "requirements.txt")
+    with pytest.raises(installing.InstallError):
+        environments.from_lock(lock, stranger=True)
+    assert not canary.exists()
+
+
+def test_what_our_own_locks_have_is_not_strange(place):
+    text = (place / "environments" / "small.txt").read_text()
+    own = locks.parse("own", text, "requirements.txt")
+    assert locks.strange(own) == []
+    known = own.hashed.split()[1]
+    other = locks.parse("other", f"alpha==1.0 {known} --hash=sha256:{'0' * 64}\n", "requirements.txt")
+    newer = locks.parse("newer", f"alpha==1.1 {known}\n", "requirements.txt")
+    assert locks.strange(other) == locks.strange(newer) == ["alpha"]
 
 
 def test_a_second_environment_shares_its_large_files(place, monkeypatch):

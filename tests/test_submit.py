@@ -354,8 +354,9 @@ def test_the_same_folder_gives_the_same_bytes(frozen: Path, tmp_path: Path) -> N
 
 def test_what_a_run_leaves_is_not_packed(frozen: Path, tmp_path: Path) -> None:
     first = submit(frozen, tmp_path / "first.zip")
-    for name in ("__pycache__/user.cpython-311.pyc", ".cache/token", "build/lib/user.py", "a.egg-info/PKG"):
-        (frozen / name).parent.mkdir(parents=True)
+    left = ("__pycache__/user.cpython-311.pyc", ".cache/token", "build/lib/user.py", "a.egg-info/PKG")
+    for name in (*left, "results/results.json", "results/documents.parquet"):
+        (frozen / name).parent.mkdir(parents=True, exist_ok=True)
         (frozen / name).write_text("left")
     assert submit(frozen, tmp_path / "second.zip").sha256 == first.sha256
 
