@@ -45,6 +45,12 @@ class Outcome:
         pairs = zip(self.hflm, self.ours, strict=True)
         return [getattr(hflm, quantity) / getattr(ours, quantity) for hflm, ours in pairs]
 
+    def work_ratio(self) -> float:
+        """HFLM's multiply-adds with weights by ours: what sharing alone can give."""
+        body, head = models.multiply_adds(self.model)
+        hflm, ours = (s[-1].tokens * body + s[-1].head_rows * head for s in (self.hflm, self.ours))
+        return hflm / ours
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
@@ -168,8 +174,9 @@ def _out_of_question(task: tasks.Task, setting: Setting, size: BatchSize) -> str
 
 
 COLUMNS = (
-    "model", "task", "docs", "HFLM's batch", "CPU time ratio (min–max)", "wall ratio", "tokens HFLM → ours",
-    "head rows HFLM → ours", "outside the model", "peak MB HFLM → ours", "relative difference", "flips",
+    "model", "task", "docs", "HFLM's batch", "CPU time ratio (min–max)", "wall ratio", "work ratio",
+    "tokens HFLM → ours", "head rows HFLM → ours", "outside the model", "peak MB HFLM → ours",
+    "relative difference", "flips",
 )  # fmt: skip
 
 
@@ -187,6 +194,7 @@ def _row(outcome: Outcome) -> str:
         str(outcome.batch_size),
         f"{statistics.median(cpu):.2f} ({min(cpu):.2f}–{max(cpu):.2f})",
         f"{statistics.median(outcome.ratios('wall_seconds')):.2f}",
+        f"{outcome.work_ratio():.2f}",
         f"{hflm.tokens:,} → {ours.tokens:,}",
         f"{hflm.head_rows:,} → {ours.head_rows:,}",
         _outside(outcome.ours),

@@ -20,6 +20,14 @@ SHAPES = {
 }
 
 
+def multiply_adds(name: str) -> tuple[int, int]:
+    """Of the products with weights: for a token in the body, and for a row in the head. Attention between
+    tokens, which grows with their number, is not among them."""
+    hidden, mlp, layers, heads, kv_heads, vocabulary = SHAPES[name]
+    attention = 2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads
+    return layers * (attention + 3 * hidden * mlp), hidden * vocabulary
+
+
 def word(index: int) -> str:
     return f"w{index}"
 

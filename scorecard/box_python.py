@@ -70,12 +70,14 @@ def prefixes(python: Path) -> tuple[Path, Path]:
     return (folder if found else base_prefix), base_prefix
 
 
-def environment(python: Path, home: Path | None = None) -> dict[str, str]:
+def environment(python: Path, home: Path | None = None, threads: int | None = None) -> dict[str, str]:
     """All that the box has of an environment: nothing of the caller's but thread counts and the GPU.
 
-    ``home`` is the folder to write in where there is no box.
+    ``home`` is the folder to write in where there is no box, ``threads`` what holds unless the caller's
+    OMP_NUM_THREADS says otherwise.
     """
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    default = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    passed = default | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     fixed = {
         "PATH": f"{python.parent}:/usr/bin:/bin",
         "HOME": str(home or SCRATCH),

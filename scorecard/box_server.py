@@ -36,13 +36,13 @@ class BoxServer(Server):
         module = importlib.util.module_from_spec(spec)
         sys.modules["user"] = module
         spec.loader.exec_module(module)
-        found = getattr(module, "UserLM", None)
+        found = getattr(module, "UserLM", None) or _registered()
         if found is None:
-            raise ImportError("user.py has no class UserLM")
+            raise ImportError("user.py has no class UserLM and registers no lm-eval model 'user'")
         lm = found(**arguments)
         _seed(seed)
         self._lm = lm
-        return {name: getattr(lm, name) for name in FACTS if hasattr(lm, name)}
+        return {name: value for name in FACTS if (value := _fact(lm, name)) is not None}
 
     def documents(self, path: str, most: int) -> dict[str, list[Any]]:
         """Read here, because a reader of a binary format is code that a file can attack."""
@@ -53,6 +53,20 @@ class BoxServer(Server):
             raise ValueError(f"more than {most:,} rows")
         table = file.read(columns=list(COLUMNS))
         return {name: table.column(name).to_pylist() for name in COLUMNS}
+
+
+def _fact(lm: Any, name: str) -> Any:
+    """``None`` where the model has it not; lm-eval's base class raises for what only chats need."""
+    try:
+        return getattr(lm, name, None)
+    except NotImplementedError:
+        return None
+
+
+def _registered() -> Any:
+    """What user.py registered with lm-eval."""
+    registry = sys.modules.get("lm_eval.api.registry")
+    return registry.model_registry.get("user", None) if registry else None
 
 
 def _seed(value: int) -> None:

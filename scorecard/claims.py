@@ -12,6 +12,8 @@ from scorecard.significance import mcnemar
 
 GIB = 2**30
 ALPHA = 0.05
+ERROR_TOLERANCE = 0.1  # relative, of a standard error
+TIES_ALPHA = 0.001  # for ties that fall in one direction: this is asked of every task
 MOST_CHANGED = 0.02  # of the documents, where nothing tells which answers were close
 _Z95, _Z999 = 1.959964, 3.290527
 _EQUAL = 1e-9
@@ -37,7 +39,8 @@ class Verdict:
 @dataclass(frozen=True)
 class Measured:
     """One task as it was measured here. ``ties``: documents whose best two choices lie so close that
-    rounding may decide between them; ``None`` where the answers do not say."""
+    rounding may decide between them; ``None`` where the answers do not say. ``num_fewshot`` is ``None`` where
+    the task does not say."""
 
     metric: str
     value: float | None
@@ -46,6 +49,7 @@ class Measured:
     documents: Values
     n: int
     ties: Collection[int] | None
+    num_fewshot: int | None = None
 
 
 def size(claimed: int, measured: int) -> Verdict:
@@ -56,11 +60,32 @@ def size(claimed: int, measured: int) -> Verdict:
 
 def task(name: str, claim: TaskClaim, found: Measured, claimed: Values | None) -> Verdict:
     """``claimed``: the claim's own value of each document, where the submission brings them."""
+    verdict = _value(name, claim, found, claimed)
+    if verdict.holds and not _same_error(claim.stderr, found.stderr):
+        told = f"claimed ± {number(claim.stderr)}, measured {with_error(found.value, found.stderr)}"
+        return Verdict(verdict.claim, False, told)
+    return verdict
+
+
+def _same_error(claimed: float | None, measured: float | None) -> bool:
+    """Standard errors follow from the values; where few documents fell otherwise they differ by little. Those
+    that a bootstrap gave are not measured here."""
+    if claimed is None or measured is None:
+        return True
+    return abs(claimed - measured) <= max(_EQUAL, ERROR_TOLERANCE * measured)
+
+
+def _value(name: str, claim: TaskClaim, found: Measured, claimed: Values | None) -> Verdict:
     label = f"task {name}"
     if claim.metric != found.metric:
         return Verdict(label, False, f"claimed for metric {claim.metric!r}, the task's is {found.metric!r}")
     if claim.n != found.n:
         return Verdict(label, False, f"claimed over {claim.n:,} documents, it has {found.n:,}")
+    if claim.accuracy != found.accuracy:  # what is left out of the mean cannot lower it
+        told = ("no part", "a part") if found.accuracy else ("a part", "no part")
+        return Verdict(label, False, f"claimed as {told[0]} of the mean accuracy, it is {told[1]}")
+    if None not in (claim.num_fewshot, found.num_fewshot) and claim.num_fewshot != found.num_fewshot:
+        return Verdict(label, False, f"claimed with {claim.num_fewshot} shots, it has {found.num_fewshot}")
     if claim.value is None or found.value is None:
         same = claim.value is found.value
         return Verdict(label, same, "no finite value" if same else both(claim.value, found))
@@ -98,6 +123,10 @@ def _by_document(label: str, value: float, found: Measured, claimed: Values) -> 
         for doc in rest[:_LISTED]
     ) + ((f"and {len(rest) - _LISTED} more",) if len(rest) > _LISTED else ())
     measured = with_error(found.value, found.stderr)
+    up = sum(claimed[doc] > found.documents[doc] for doc in ties)
+    if not rest and mcnemar(up, len(ties) - up) < TIES_ALPHA:
+        text = f"{both(value, found)}: {up} of {len(ties)} ties that fell otherwise are in its favour"
+        return Verdict(label, False, text)
     if not rest:
         fell = f", {len(ties)} of them ties that fell otherwise" if ties else ""
         return Verdict(label, True, f"{measured}, each of {found.n:,} documents as claimed{fell}")
@@ -145,10 +174,15 @@ def accuracy(claims: Claims, verdicts: Mapping[str, Verdict], measured: Mapping[
     """The mean over the accuracy tasks; it holds where it is the mean of claims that all hold."""
     value, error = measured["mean_accuracy"], measured["mean_accuracy_stderr"]
     text = f"claimed {number(claims.mean_accuracy)}, measured {with_error(value, error)}"
-    own = [t.value for t in claims.tasks.values() if t.accuracy and t.value is not None]
-    mean = sum(own) / len(own) if own else None
+    own = [t for t in claims.tasks.values() if t.accuracy and t.value is not None]
+    mean = sum(t.value or 0.0 for t in own) / len(own) if own else None
     if not _same(claims.mean_accuracy, mean):
         return Verdict("accuracy", False, f"{text}; its own tasks give {number(mean)}")
+    errors = [t.stderr for t in own if t.stderr is not None]
+    spread = math.hypot(*errors) / len(own) if own and len(errors) == len(own) else None
+    if not _same(claims.mean_accuracy_stderr, spread, 1e-6):
+        told = f"claimed ± {number(claims.mean_accuracy_stderr)}, its own tasks give ± {number(spread)}"
+        return Verdict("accuracy", False, told)
     states = [verdict.holds for verdict in verdicts.values()]
     if all(states):
         return Verdict("accuracy", True, with_error(value, error))
@@ -164,8 +198,20 @@ def score(claims: Claims, accuracy_holds: bool | None, size_bytes: int, mean: fl
         return Verdict("score", False, f"{text}; its own accuracy and size give {number(own)}")
     if claims.size_bytes != size_bytes or accuracy_holds is False:
         return Verdict("score", False, text)
+    ends = claims.score_low, claims.score_high
+    if own is not None and not (ends == (None, None) or _around(ends, own)):
+        return Verdict(
+            "score", False, f"claimed {number(claims.score)} in [{number(ends[0])}, {number(ends[1])}]"
+        )
     return Verdict(
         "score", accuracy_holds, f"{number(measured)} accuracy per GiB" if accuracy_holds else text
+    )
+
+
+def _around(ends: tuple[float | None, float | None], value: float) -> bool:
+    low, high = ends
+    return (
+        low is not None and high is not None and low <= value * (1 + _EQUAL) and value <= high * (1 + _EQUAL)
     )
 
 

@@ -96,9 +96,9 @@ def build(name: str, *, anew: bool = False, say: Say | None = None) -> Environme
 
 
 def from_lock(
-    lock: Lock, *, anew: bool = False, wheels_only: bool = False, say: Say | None = None
+    lock: Lock, *, anew: bool = False, stranger: bool = False, say: Say | None = None
 ) -> Environment:
-    """``build`` for any lock; with ``wheels_only`` nothing is built from source, which would run its code."""
+    """``build`` for any lock; of a ``stranger`` as scorecard.installing says."""
     name, target = lock.name, root() / f"{lock.name}-{lock.key}"
     with _one_builder(target.name):
         found = None if anew else _open(name, target)
@@ -107,7 +107,7 @@ def from_lock(
         _clear(target.name)
         partial = root() / "partial" / f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            about = _make(lock, partial, target, say or (lambda line: None), wheels_only)
+            about = _make(lock, partial, target, say or (lambda line: None), stranger)
             if target.exists():
                 _remove_folder(target)
             partial.rename(target)
@@ -132,9 +132,9 @@ def _clear(name: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _make(lock: Lock, partial: Path, target: Path, say: Say, wheels_only: bool) -> dict[str, Any]:
+def _make(lock: Lock, partial: Path, target: Path, say: Say, stranger: bool) -> dict[str, Any]:
     begin = time.monotonic()
-    installer = installing.install(lock, partial, say, wheels_only=wheels_only)
+    installer = installing.install(lock, partial, say, stranger=stranger)
     wrong = faults(lock, partial)
     if wrong:
         raise installing.InstallError(f"the installer left {wrong[0]}")

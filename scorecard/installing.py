@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scorecard import locks
 from scorecard.locks import Lock, base_python
 
 SHARED_BYTES = 1 << 16  # files from this size on are worth a link: they are 95 % of an environment
@@ -35,56 +36,81 @@ class Shared:
     own_bytes: int
 
 
-def install(lock: Lock, folder: Path, say: Say, *, wheels_only: bool = False) -> str:
+def install(lock: Lock, folder: Path, say: Say, *, stranger: bool = False) -> str:
     """Make a virtual environment in ``folder`` that holds the lock; returns what did it, ``uv`` or ``pip``.
 
     The closure is locked, so dependencies are not looked at; only a distribution without hashes (torch) may
     bring the ones that its build wants (the CUDA libraries). Raises InstallError.
+
+    For the lock of a stranger none of the distributions' code is run: nothing is built from source but what
+    our own locks have with the same hashes, and the installer never starts the new Python, which would obey
+    the ``.pth`` files in it.
     """
     uv = shutil.which(
         "uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     )
     if uv:
         try:
-            _with_uv(uv, lock, folder, say, wheels_only)
+            _with_uv(uv, lock, folder, say, stranger)
         except InstallError as error:
             say(f"environment {lock.name}: uv failed ({error}), trying pip")
             shutil.rmtree(folder, ignore_errors=True)
         else:
             return "uv"
-    _with_pip(lock, folder, say, wheels_only)
+    _with_pip(lock, folder, say, stranger)
     return "pip"
 
 
-def _with_uv(uv: str, lock: Lock, folder: Path, say: Say, wheels_only: bool) -> None:
+def _with_uv(uv: str, lock: Lock, folder: Path, say: Say, stranger: bool) -> None:
     env = uv_environment()
     say(f"environment {lock.name}: installing {len(lock.pins)} distributions with uv")
     run([uv, "venv", "--quiet", "--no-project", "--python", base_python(), str(folder)], env)
-    pip = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python")]
-    _both_steps(lock, [*pip, *_wheels(wheels_only)], env)
+    pip = [uv, "pip", "install", "--quiet", "--python"]
+    if stranger:
+        _both_steps(lock, [*pip, base_python(), *_into(folder)], env, _only_wheels(lock))
+    else:
+        _both_steps(lock, [*pip, str(folder / "bin" / "python")], env)
 
 
-def _with_pip(lock: Lock, folder: Path, say: Say, wheels_only: bool) -> None:
+def _with_pip(lock: Lock, folder: Path, say: Say, stranger: bool) -> None:
     say(f"environment {lock.name}: installing {len(lock.pins)} distributions with pip (a minute or two)")
-    run([base_python(), "-m", "venv", str(folder)], quiet())
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _both_steps(lock, [*pip, "--no-compile", *_wheels(wheels_only)], quiet())
+    settings = ["--quiet", "--disable-pip-version-check", "--no-compile"]
+    if stranger:
+        run([base_python(), "-m", "venv", "--without-pip", str(folder)], quiet())
+        pip = [base_python(), "-m", "pip", "install", *_into(folder)]
+        _both_steps(lock, [*pip, *settings], quiet(), _only_wheels(lock))
+    else:
+        run([base_python(), "-m", "venv", str(folder)], quiet())
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+        _both_steps(lock, [*pip, *settings], quiet())
 
 
-def _wheels(only: bool) -> tuple[str, ...]:
-    return ("--only-binary", ":all:") if only else ()
+def _into(folder: Path) -> list[str]:
+    """Arguments for an installer that runs outside of the environment in ``folder``."""
+    return ["--target", str(next(folder.glob("lib/python*/site-packages")))]
 
 
-def _both_steps(lock: Lock, install: Sequence[str], env: Mapping[str, str]) -> None:
+def _only_wheels(lock: Lock) -> tuple[list[str], list[str]]:
+    """Arguments of both steps: none of a stranger's distributions may be built."""
+    strange = [argument for name in locks.strange(lock) for argument in ("--only-binary", name)]
+    return ["--only-binary", ":all:"], strange
+
+
+def _both_steps(
+    lock: Lock,
+    install: Sequence[str],
+    env: Mapping[str, str],
+    more: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> None:
     with tempfile.TemporaryDirectory(prefix="scorecard-lock-") as scratch:
         hashed, plain, every = (Path(scratch, name) for name in ("hashed.txt", "plain.txt", "all.txt"))
         hashed.write_text(lock.hashed)
         plain.write_text(lock.plain)
         every.write_text("".join(f"{name}=={version}\n" for name, version in lock.pins.items()))
         if lock.plain:  # first: what is built from source may look at it
-            run([*install, "-r", str(plain), "-c", str(every)], env)
+            run([*install, *more[0], "-r", str(plain), "-c", str(every)], env)
         if lock.hashed:
-            run([*install, "--no-deps", "--require-hashes", "-r", str(hashed)], env)
+            run([*install, *more[1], "--no-deps", "--require-hashes", "-r", str(hashed)], env)
 
 
 def run(command: Sequence[str], env: Mapping[str, str]) -> None:

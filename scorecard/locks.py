@@ -12,12 +12,14 @@ import platform
 import re
 import sys
 import sysconfig
+from collections import defaultdict
 from dataclasses import dataclass
 
 from scorecard.errors import SpecError, nearest
 from scorecard.machine import ROOT
 
 FOLDER = ROOT / "environments"
+_HASH = re.compile(r"--hash=(\S+)")
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\+]+)(\s*;[^\\]*)?")
 
 
@@ -80,6 +82,22 @@ def parse(name: str, text: str, where: str) -> Lock:
         (hashed if "--hash=" in entry else plain).append(entry)
     sha256 = hashlib.sha256("\n".join(_entries(text)).encode()).hexdigest()
     return Lock(name, pins, "\n".join(hashed), "\n".join(plain), sha256)
+
+
+def strange(lock: Lock) -> list[str]:
+    """The distributions of ``lock`` that the locks here do not have with the same version and hashes."""
+    ours = _hashes("\n".join(read(name).hashed for name in names()))
+    return [name for (name, version), own in _hashes(lock.hashed).items() if not own <= ours[name, version]]
+
+
+def _hashes(hashed: str) -> defaultdict[tuple[str, str], set[str]]:
+    """Hashes by name and version."""
+    found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for line in hashed.splitlines():
+        match = _PIN.match(line)
+        if match:
+            found[normalised(match[1]), match[2]] |= set(_HASH.findall(line))
+    return found
 
 
 def _entries(text: str) -> list[str]:

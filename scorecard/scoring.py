@@ -3,7 +3,6 @@ and ``user.py`` in its box sees requests in an order that nobody can know before
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,11 +32,13 @@ _START = (
 
 @dataclass(frozen=True)
 class BoxSettings:
-    """How a box is made: the interpreter in it, its limits, and whether it is one (``--unsafe``: no)."""
+    """How a box is made: the interpreter in it, its limits, whether it is one (``--unsafe``: no), and the
+    threads that it computes with, ``None`` for one per core."""
 
     python: Path
     limits: BoxLimits
     isolated: bool
+    threads: int | None = None
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def _server(settings: BoxSettings, seen: Mapping[str, Path]) -> Iterator[tuple[B
             root=str(root),
             readable={**needed.readable, **mine},
             links=needed.links,
-            environment=environment(settings.python, None if settings.isolated else root),
+            environment=environment(settings.python, None if settings.isolated else root, settings.threads),
             limits=settings.limits,
             isolated=settings.isolated,
         )
@@ -120,6 +121,7 @@ def _measured(
             documents=values,
             n=task["n"],
             ties=_ties(chosen, task["metric"], tie_nats),
+            num_fewshot=task.get("num_fewshot"),
         )
     return found
 
@@ -166,7 +168,3 @@ def claimed_documents(settings: BoxSettings, path: Path) -> dict[tuple[str, str]
 def _is_row(task: Any, doc: Any, metric: Any, value: Any) -> bool:
     numbers = isinstance(doc, int) and isinstance(value, (int, float)) and math.isfinite(value)
     return isinstance(task, str) and isinstance(metric, str) and numbers
-
-
-def with_python(settings: BoxSettings, python: Path) -> BoxSettings:
-    return dataclasses.replace(settings, python=python)

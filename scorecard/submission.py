@@ -29,7 +29,7 @@ from scorecard.unpack import UnpackLimits, check_name
 TOP, USER = "user", "user.py"
 REQUIRED = ("build.sh", "run.sh", USER, "compression/compress.py", "README.md", NAME)
 PROJECT = ("pyproject.toml", "setup.py")
-_MADE = re.compile(r"(^|/)(__pycache__|build|dist|[^/]+\.egg-info|\.[^/]+)(/|$)|\.pyc$")
+_MADE = re.compile(r"(^|/)(__pycache__|results|build|dist|[^/]+\.egg-info|\.[^/]+)(/|$)|\.pyc$")
 _TIME = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
 

@@ -44,7 +44,7 @@ class Parts:
         if not (folder / manifest.artifact_folder).is_dir():
             raise SubmissionError(f"{plain(manifest.artifact_folder)}: is no folder; pack the model too")
         (folder / manifest.artifact_folder).rename(artifact)
-        (folder / NAME).unlink()
+        (folder / NAME).rename(hidden / NAME)
         code_bytes = sum(path.stat().st_size for path in regular_files(folder))
         documents = None
         if manifest.documents and (folder / manifest.documents).is_file():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scorecard import claims, sandbox
+from scorecard import claims, provenance, sandbox
 from scorecard.artifact import regular_files
 from scorecard.claims import Measured, Verdict
 from scorecard.errors import (
@@ -25,6 +25,7 @@ from scorecard.errors import (
     SubmissionError,
 )
 from scorecard.locks import Lock
+from scorecard.machine import cores
 from scorecard.manifest import Manifest
 from scorecard.pickles import pickled
 from scorecard.plain import plain
@@ -59,7 +60,7 @@ def verify(archive: Path, options: VerifyOptions) -> Report:
         python = None
         if not faults:
             python = options.python or _environment(lock, options)
-        return _Verification(archive, manifest, split, options, isolated, tuple(faults)).run(python)
+        return _Verification(archive, manifest, lock, split, options, isolated, tuple(faults)).run(python)
 
 
 def _isolated(options: VerifyOptions) -> bool:
@@ -78,7 +79,7 @@ def _environment(lock: Lock, options: VerifyOptions) -> Path:
     from scorecard import environments, installing
 
     try:
-        return environments.from_lock(lock, wheels_only=True, say=options.say).python
+        return environments.from_lock(lock, stranger=True, say=options.say).python
     except installing.InstallError as error:
         raise SubmissionError(
             f"requirements: cannot be installed: {plain(error)}; or give --python"
@@ -89,6 +90,7 @@ def _environment(lock: Lock, options: VerifyOptions) -> Path:
 class _Verification:
     archive: Path
     manifest: Manifest
+    lock: Lock
     split: Parts
     options: VerifyOptions
     isolated: bool
@@ -102,11 +104,11 @@ class _Verification:
         size_bytes = sum(path.stat().st_size for path in regular_files(self.split.artifact))
         self.measured |= {"size_bytes": size_bytes, "code_bytes": self.split.code_bytes}
         claimed = self.manifest.claims
-        verdicts = [self._files(), claims.size(claimed.size_bytes, size_bytes)]
+        verdicts = [self._files(), claims.size(claimed.size_bytes, size_bytes), *self._said()]
         if python is None:
             verdicts.append(Verdict("accuracy", None, "not measured: the files are not the manifest's"))
         else:
-            settings = BoxSettings(python, self.options.box, self.isolated)
+            settings = BoxSettings(python, self.options.box, self.isolated, self._threads())
             scored = self._scored(settings)
             verdicts += scored
             holds = next(verdict.holds for verdict in scored if verdict.claim == "accuracy")
@@ -127,7 +129,29 @@ class _Verification:
             measured=self.measured,
             notes=tuple(self.notes),
             documents=self.documents,
+            settings=self._settings(),
         )
+
+    def _settings(self) -> dict[str, Any]:
+        """What two scores must share to be compared."""
+        asked = self.manifest.evaluation
+        names = ("num_fewshot", "limit", "apply_chat_template", "fewshot_as_multiturn", "add_bos_token")
+        return {"tasks": sorted(asked.tasks), **{name: getattr(asked, name) for name in names}}
+
+    def _threads(self) -> int | None:
+        """As many as the claim was measured with, where it says and this machine has them: sums add up in
+        another order with more."""
+        told = self.manifest.machine.get("threads")
+        return told if isinstance(told, int) and 1 <= told <= cores() else None
+
+    def _said(self) -> list[Verdict]:
+        """On what can be seen without running anything."""
+        found = (
+            provenance.packages(self.manifest, self.lock),
+            provenance.sums(self.manifest),
+            provenance.original(self.manifest, self.options.original),
+        )
+        return [verdict for verdict in found if verdict is not None]
 
     def _files(self) -> Verdict:
         if self.faults:
@@ -140,17 +164,18 @@ class _Verification:
         """A verdict for each task, and the one of ``accuracy`` last."""
         spec = trusted_spec(self.manifest.evaluation, self.options.task_paths)
         try:
-            self._same_tasks(spec)
+            tasks = self._tasks(spec)
+        except (SpecError, DataUnavailable) as error:
+            return [Verdict("accuracy", None, f"not measured: {plain(error)} (task files of yours: --tasks)")]
+        try:
             result, found = self._score(settings, self.split.artifact, spec)
             self.claimed = self._claimed_documents(settings)
         except SubmissionError as error:
-            return [Verdict("accuracy", False, f"not measured: {error}")]
-        except (SpecError, DataUnavailable) as error:
-            return [Verdict("accuracy", None, f"not measured: {plain(error)} (task files of yours: --tasks)")]
+            return [tasks, Verdict("accuracy", False, f"not measured: {error}")]
         self.measured |= {name: result[name] for name in ("mean_accuracy", "mean_accuracy_stderr")}
         self.measured["tasks"] = {name: task["value"] for name, task in result["tasks"].items()}
         self.documents = {name: task.documents for name, task in found.items() if task.accuracy}
-        return self._verdicts(result, found)
+        return [tasks, *self._verdicts(result, found)]
 
     def _score(
         self, settings: BoxSettings, artifact: Path, spec: EvalSpec
@@ -184,25 +209,16 @@ class _Verification:
         ours = dataclasses.replace(settings, python=Path(sys.executable))
         return claimed_documents(ours, self.split.documents)
 
-    def _same_tasks(self, spec: EvalSpec) -> None:
-        """Note where tasks or lm-eval are not those of the claim; the documents must be the same."""
+    def _tasks(self, spec: EvalSpec) -> Verdict:
+        """Raises SpecError where a task's documents are others than those of the claim."""
         from scorecard.tasks import resolve
 
         here = resolve(spec, offline=self.options.offline)
-        if here["lm_eval_version"] != self.manifest.lm_eval:
-            versions = f"{plain(self.manifest.lm_eval, 40)} claimed, {here['lm_eval_version']} here"
-            self.notes.append(f"lm-eval {versions}")
-        for name, claim in self.manifest.claims.tasks.items():
-            own = here["tasks"].get(name, {})
-            for key, what in (("version", "version"), ("config_sha256", "settings")):
-                told, mine = getattr(claim, key), own.get(key)
-                if told is not None and mine is not None and str(told) != str(mine):
-                    self.notes.append(
-                        f"task {name}: {what} {plain(told, 16)} claimed, {plain(mine, 16)} here"
-                    )
-            told = claim.documents_sha256
-            if told is not None and own and told != own["documents_sha256"]:
-                raise SpecError(f"task {name}: other documents than those of the claim")
+        if other := provenance.other_documents(self.manifest, here):
+            raise SpecError(other)
+        if spec.limit is not None:
+            self.notes.append(f"only the first {spec.limit:,} documents of each task count")
+        return provenance.tasks(self.manifest, here)
 
     def _rebuilt(self, settings: BoxSettings) -> list[Verdict]:
         """The verdict on ``build.sh --compress``; other bytes of the same size are scored too."""
@@ -213,7 +229,7 @@ class _Verification:
             return self._verdicts(*self._score(settings, artifact, spec))[-1]
 
         try:
-            return [rebuilt(self.manifest, self.split.code, settings, self.options, rescored)]
+            return [rebuilt(self.manifest, self.split, settings, self.options, rescored)]
         except (SubmissionError, ArtifactError) as error:
             return [Verdict("rebuild", False, plain(error))]
         except ScorecardError as error:
@@ -221,5 +237,5 @@ class _Verification:
 
 
 def _model(manifest: Manifest) -> str:
-    parts = [manifest.model.get(name) for name in ("set", "name", "version")]
-    return "{}.{}@{}".format(*parts) if all(isinstance(part, str) for part in parts) else "unknown"
+    found = manifest.model.get("id")
+    return found if isinstance(found, str) else "unknown"

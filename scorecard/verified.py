@@ -38,7 +38,8 @@ class VerifyOptions:
 @dataclass(frozen=True)
 class Report:
     """What was found about one zip; ``measured`` holds size_bytes, code_bytes, mean_accuracy,
-    mean_accuracy_stderr, score and the tasks' values, each ``None`` where it was not measured."""
+    mean_accuracy_stderr, score and the tasks' values, each ``None`` where it was not measured; ``settings``
+    are those of the evaluation that two scores must share."""
 
     file: str
     sha256: str
@@ -49,6 +50,7 @@ class Report:
     measured: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     documents: Mapping[str, Mapping[int, float]] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:

@@ -44,6 +44,23 @@ def test_another_best_choice_is_a_flip_unless_the_two_are_equal() -> None:
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("name", ["m15", "m50"])
+def test_multiply_adds_are_the_weights_that_a_token_meets(name: str) -> None:
+    import torch
+
+    from benchmarks import models
+
+    made = models.model(name, "cpu", torch.float32, 0)
+    outside = {"model.embed_tokens", "lm_head"}
+    met = sum(
+        m.weight.numel()
+        for n, m in made.named_modules()
+        if isinstance(m, torch.nn.Linear) and n not in outside
+    )
+    assert models.multiply_adds(name) == (met, made.lm_head.weight.numel())
+
+
+@pytest.mark.backend
 @pytest.mark.slow
 def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["arc", "gsm8k", "wikitext"]

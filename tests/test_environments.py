@@ -6,14 +6,17 @@ The distributions are small wheels written here, installed by the real uv and th
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,12 +30,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGE = b"weights " * (installing.SHARED_BYTES // 8)
 
 
-def write_wheel(folder: Path, name: str, version: str) -> str:
-    """A wheel with one module and one large file; returns its sha256."""
+def write_wheel(folder: Path, name: str, version: str, more: Mapping[str, str] | None = None) -> str:
+    """A wheel with one module, one large file and ``more``; returns its sha256."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}.py", f"VERSION = {version!r}\n")
         wheel.writestr(f"{name}_large.bin", LARGE)
+        for path_inside, text in (more or {}).items():
+            wheel.writestr(path_inside, text)
         info = f"{name}-{version}.dist-info/"
         wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -91,6 +96,49 @@ def test_an_environment_holds_its_lock(place, monkeypatch, installer):
     assert not list((environments.root() / "partial").iterdir())
     scripts = [p for p in (made.folder / "bin").iterdir() if p.is_file() and not p.is_symlink()]
     assert all(b"/partial/" not in p.read_bytes() for p in [*scripts, made.folder / "pyvenv.cfg"])
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_nothing_of_a_stranger_s_lock_runs(place, monkeypatch, installer):
+    """A ``.pth`` file is obeyed by each start of the Python that it is installed into."""
+    if installer == "pip":
+        without_uv(monkeypatch)
+    canary = place / "canary"
+    obeyed = {"beta.pth": f"import pathlib; pathlib.Path({str(canary)!r}).touch()\n"}
+    write_wheel(place / "wheels", "beta", "2.0", obeyed)
+    made = environments.from_lock(locks.read("small"), stranger=True)
+    assert made.about["installer"] == installer
+    assert not canary.exists()
+    assert (version(made, "alpha"), version(made, "beta")) == ("1.0", "2.0")
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_a_stranger_s_source_is_not_built(place, monkeypatch, installer):
+    if installer == "pip":
+        without_uv(monkeypatch)
+    canary, path = place / "canary", place / "wheels" / "gamma-1.0.tar.gz"
+    setup = f"import pathlib; pathlib.Path({str(canary)!r}).touch()\n".encode()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in (("setup.py", setup), ("PKG-INFO", b"Name: gamma\nVersion: 1.0\n")):
+            entry = tarfile.TarInfo(f"gamma-1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    lock = locks.parse("stranger", f"gamma==1.0 --hash=sha256:{sha256}\n", "requirements.txt")
+    with pytest.raises(installing.InstallError):
+        environments.from_lock(lock, stranger=True)
+    assert not canary.exists()
+
+
+def test_what_our_own_locks_have_is_not_strange(place):
+    text = (place / "environments" / "small.txt").read_text()
+    own = locks.parse("own", text, "requirements.txt")
+    assert locks.strange(own) == []
+    known = own.hashed.split()[1]
+    other = locks.parse("other", f"alpha==1.0 {known} --hash=sha256:{'0' * 64}\n", "requirements.txt")
+    newer = locks.parse("newer", f"alpha==1.1 {known}\n", "requirements.txt")
+    assert locks.strange(other) == locks.strange(newer) == ["alpha"]
 
 
 def test_a_second_environment_shares_its_large_files(place, monkeypatch):
