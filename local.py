@@ -120,8 +120,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def choose(options: argparse.Namespace) -> str:
-    """``docker``, ``podman``, ``venv``, or ``here`` in the container itself. Raises LocalError where an engine
-    is asked for and does not answer."""
+    """``docker``, ``podman``, ``venv``, or ``here`` in the container itself. Raises LocalError where an
+    engine is asked for and does not answer."""
     needs = "--image" if options.image else "--prebuilt" if options.prebuilt else None
     if options.engine == "venv":
         if needs:
@@ -318,8 +318,8 @@ def has_gpu() -> bool:
 
 
 def image(options: argparse.Namespace, engine: str) -> str:
-    """The image to run. One made from this checkout is named after its lock and its base (CUDA's, or a plain
-    one where there is no GPU), and built when it is missing; one asked for by name is the engine's to find."""
+    """The image to run. One made from this checkout is named after its lock and its base (CUDA's, or a
+    plain one where there is no GPU), and built when missing; another name is the engine's to find."""
     if options.image not in (None, "latest"):
         return str(options.image)
     made_from = digest(*map(read, ("requirements.lock", "docker/Dockerfile", "docker/build.sh")))[:12]

@@ -6,8 +6,8 @@
     docker/login.py registry.example.com -u robot < password.txt   or takes the password from stdin
 
 The password reaches the engine over its stdin (``--password-stdin``): it stands in no command line,
-environment or output. AWS credentials are found as boto3 finds them (``--profile``, SSO, environment, instance
-role). Only an ECR registry needs boto3. Exit codes: the engine's; 4 for what a user can mend, in one line.
+environment or output. AWS credentials are found as boto3 finds them (``--profile``, SSO, environment …).
+Only an ECR registry needs boto3. Exit codes: the engine's; 4 for what a user can mend, in one line.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def hand_over(engine: str, registry: str, login: Login) -> int:
 
 
 def become(engine: str, registry: str, username: str | None) -> NoReturn:
-    """``docker login`` as it is: it asks on a terminal, and takes the password from stdin where there is none."""
+    """``docker login`` as it is: it asks on a terminal, else the password comes from stdin."""
     command = [engine, "login", *(["--username", username] if username else [])]
     if not sys.stdin.isatty():
         if not username:
