@@ -1,0 +1,231 @@
+"""The image built and run in earnest by real engines, and a token that may be left nowhere (slow)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import container_engines
+import private_index
+import pytest
+from container_engines import Engine
+from leaks import Token, Watch
+
+ROOT = Path(__file__).resolve().parent.parent
+SOMEBODY = 1234  # neither root nor the image's own user
+AUTHORITIES = Path("etc/ssl/certs/ca-certificates.crt")
+PYTHON = "/usr/bin/python3"  # one that somebody without privileges can start
+SMALL = """
+models:
+  - {set: embedded, name: tiny-llama, version: 1, source: "embedded:tiny-llama", tasks: [tiny_pairs],
+     configs: [baseline, rtn-w4-g128], measure: {threads: 1}}
+configs:
+  baseline: {runner: baseline}
+  rtn-w4-g128: {runner: rtn, bits: 4, group_size: 128}
+"""
+SAYS_WHO = (
+    "import hashlib, os, scorecard; from huggingface_hub import get_token as t;"
+    "print(os.getuid(), scorecard.__file__, hashlib.sha256((t() or '').encode()).hexdigest())"
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def token() -> Token:
+    return Token("hf_" + secrets.token_hex(17))
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that everybody may pass through, as pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="scorecard-image-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["buildah", "docker"])
+def engine(request: pytest.FixtureRequest, place: Path) -> Iterator[Engine]:
+    (place / "engine").mkdir()
+    with getattr(container_engines, request.param)(place / "engine") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def root_file_system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian without Python, as a tar, with the certificate authorities of this machine.
+
+    $SCORECARD_TEST_BASE names one that is there already: debootstrap takes minutes.
+    """
+    given = os.environ.get("SCORECARD_TEST_BASE")
+    if given:
+        return Path(given)
+    if not (shutil.which("debootstrap") and os.getuid() == 0):
+        pytest.skip("needs root and debootstrap ('apt-get install debootstrap'), or SCORECARD_TEST_BASE")
+    folder = tmp_path_factory.mktemp("base")
+    include = "--include=ca-certificates"
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", include, "bookworm", str(folder / "root")], check=True
+    )
+    if (Path("/") / AUTHORITIES).exists():
+        shutil.copy(Path("/") / AUTHORITIES, folder / "root" / AUTHORITIES)
+    archive = folder / "base.tar"
+    subprocess.run(["tar", "-C", str(folder / "root"), "-cf", str(archive), "."], check=True)
+    return archive
+
+
+@pytest.fixture
+def base(engine: Engine, root_file_system: Path, place: Path) -> str:
+    """The name of the base image, known to the engine."""
+    context = place / "base"
+    context.mkdir()
+    shutil.copy(root_file_system, context / "base.tar")
+    (context / "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
+    engine.call("build", "--tag", "localhost/base:test", str(context))
+    return "localhost/base:test"
+
+
+@pytest.fixture
+def checkout(place: Path, token: Token) -> Path:
+    """A copy of the tracked files that belongs to somebody, who keeps the token beside the code."""
+    copy = place / "checkout"
+    names = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+    )
+    for name in names.rstrip("\0").split("\0"):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    for name in ("hf_token.txt", ".env", ".netrc", "pip.conf", "docker/.env", "user/.env", "tests/my.key"):
+        (copy / name).write_text(token.text)
+    (copy / "small.yaml").write_text(SMALL)
+    _give(copy)
+    return copy
+
+
+def _give(path: Path) -> Path:
+    for each in [path, *path.rglob("*")]:
+        os.chown(each, SOMEBODY, SOMEBODY, follow_symlinks=False)
+    return path
+
+
+class Somebody:
+    """A user without privileges, with a home, a hub token and a private package index."""
+
+    def __init__(self, place: Path, engine: Engine, base: str, token: Token, index: str) -> None:
+        self.home, self.log = place / "home", place / "log"
+        self.home.mkdir()
+        self.token_file, pip_conf = self.home / "token", self.home / "pip.conf"
+        self.token_file.write_text(token.text)
+        pip_conf.write_text(
+            f"[global]\nextra-index-url = {index}\ncert = /{AUTHORITIES}\ntimeout = 180\nretries = 9\n"
+        )
+        for file in (self.token_file, pip_conf):
+            file.chmod(0o600)
+        (self.home / "tmp").mkdir()
+        _give(self.home)
+        self.env = {
+            "PATH": f"{engine.tools}:/usr/bin:/bin",
+            "HOME": str(self.home),
+            "TMPDIR": str(self.home / "tmp"),
+            "BASE": base,
+            "PIP_CONFIG_FILE": str(pip_conf),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(self, checkout: Path, *arguments: str, **env: str) -> str:
+        """The output of local.py; all of it goes to the log too."""
+        done = subprocess.run(
+            [PYTHON, "local.py", *arguments],
+            cwd=checkout,
+            env={**self.env, **env},
+            user=SOMEBODY,
+            group=SOMEBODY,
+            extra_groups=[],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with self.log.open("a") as log:
+            log.write(done.stdout)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+
+def test_local_py_builds_the_image_and_the_token_is_left_nowhere(
+    engine: Engine, base: str, checkout: Path, place: Path, token: Token
+) -> None:
+    with private_index.serve("robot", token.text, private_index.wheels_of_pips_find_links()) as index:
+        somebody = Somebody(place, engine, base, token, index.url)
+        with Watch(token) as watch:
+            command = ("--engine", "docker", "--models-yaml", "small.yaml", "pytest", "-k", "rtn-w4-g128")
+            said = somebody.run(checkout, *command, HF_TOKEN_PATH=str(somebody.token_file))
+    assert "building the image scorecard:lock-" in said
+    assert "rtn-w4-g128" in said.rpartition("score table")[2]
+    assert any("requirements.lock" in str(line) for line in watch.seen), "the watch saw the build"
+    assert index.answered, "the build had the password"
+    assert (watch.command_lines, watch.environments) == (set(), set())
+    results = checkout / "results" / "results.json"
+    assert results.stat().st_uid == SOMEBODY
+
+    with Watch(token) as watch:
+        said = somebody.run(checkout, "--engine", "docker", "python", "-c", SAYS_WHO, HF_TOKEN=token.text)
+    secret = hashlib.sha256(token.text.encode()).hexdigest()
+    assert said == f"{SOMEBODY} /scorecard/scorecard/__init__.py {secret}\n"
+    assert watch.command_lines == set()
+    assert list((somebody.home / "tmp").iterdir()) == [], "the file that held HF_TOKEN is gone"
+
+    image = _image_of(checkout, place)
+    archive = engine.save(image, place / "image.tar")
+    report = {
+        "layers, configuration, history": token.in_image(archive),
+        "the engine's storage": token.in_tree(engine.storage),
+        "records": token.in_tree(checkout / ".scorecard"),
+        "results": token.in_tree(checkout / "results"),
+        "the log": [str(somebody.log)] if token.within(somebody.log.read_bytes()) else [],
+    }
+    print(f"{image}: {archive.stat().st_size:,} bytes as an archive\n{engine.call('history', image)}")
+    print(somebody.log.read_text())
+    assert report == dict.fromkeys(report, [])
+
+
+def _image_of(checkout: Path, place: Path) -> str:
+    """The name that local.py gave to it, from its log."""
+    line = next(line for line in (place / "log").read_text().splitlines() if "local.py: built " in line)
+    return line.split()[2]
+
+
+LEAKS = {
+    "an ARG that a step uses": "ARG LEAK\nRUN test -n $LEAK",
+    "an ENV": "ARG LEAK\nENV HF_TOKEN=$LEAK",
+    "a label": "ARG LEAK\nLABEL built.with=$LEAK",
+    "a file that the next layer deletes": "COPY secret /tmp/secret\nRUN rm /tmp/secret",
+    "a file that a later layer overwrites": "COPY secret /tmp/secret\nRUN echo > /tmp/secret",
+    "a mounted secret that a step copies": "RUN --mount=type=secret,id=s cat /run/secrets/s > /root/.netrc",
+    "the same in base64": "RUN --mount=type=secret,id=s base64 -w0 /run/secrets/s > /root/auth",
+}
+
+
+@pytest.mark.parametrize("way", LEAKS)
+def test_a_token_that_is_left_is_found(
+    engine: Engine, base: str, place: Path, token: Token, way: str
+) -> None:
+    """The control of the test above: each of these leaks is seen where it is."""
+    context = place / "context"
+    context.mkdir()
+    (context / "secret").write_text(token.text)
+    (context / "Dockerfile").write_text(f"FROM {base}\n{LEAKS[way]}\n")
+    secret, leak = f"id=s,src={context}/secret", f"LEAK={token.text}" if "ARG" in LEAKS[way] else "LEAK="
+    with Watch(token) as watch:
+        engine.call("build", "--secret", secret, "--build-arg", leak, "--tag", "leaks:1", str(context))
+    assert token.in_image(engine.save("leaks:1", place / "leaks.tar"))
+    assert token.in_tree(engine.storage)
+    assert bool(watch.command_lines) is ("ARG" in LEAKS[way])
