@@ -1,8 +1,8 @@
 """Real container engines, without a service of the machine: for the tests that build and run the image.
 
-``docker`` is a dockerd of the test's own, on a socket that everybody may use. ``buildah`` needs no daemon and no
-kernel features beyond chroot, but only root can use it so; a client of docker's arguments sends each call to a
-server in the test's process. Either way `local.py` runs without privileges and finds a ``docker`` on its PATH.
+``docker`` is a dockerd of the test's own, on a socket that everybody may use. ``buildah`` needs no daemon and
+no kernel features beyond chroot, but only root can use it so; a client of docker's arguments sends each call
+to a server in the test's process. Either way local.py has no privileges and finds a ``docker`` on PATH.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ BLOCK = 1 << 22
 
 
 class Token:
-    """A token and the forms it takes in headers and settings: as it is, quoted, hexadecimal, base64 at each of
-    the three places where a group of it can begin."""
+    """A token and the forms it takes in headers and settings: as it is, quoted, hexadecimal, base64 at each
+    of the three places where a group of it can begin."""
 
     def __init__(self, text: str) -> None:
         self.text, raw = text, text.encode()
@@ -38,7 +38,7 @@ class Token:
         return False
 
     def in_tree(self, folder: Path) -> list[str]:
-        """The files below ``folder`` that hold it, or have it in their name or target; links are not followed."""
+        """The files below ``folder`` that hold it, or have it in their name or target."""
         found = []
         for path in folder.rglob("*"):
             name = str(path.relative_to(folder)) + (str(path.readlink()) if path.is_symlink() else "")
@@ -65,7 +65,7 @@ def _unpacked(members: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
         if stream:
             zipped = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
-            yield member.name, gzip.open(stream) if zipped else stream
+            yield member.name, gzip.GzipFile(fileobj=stream) if zipped else stream
 
 
 class Watch:
