@@ -1,4 +1,4 @@
-"""docker/login.py as a process: the real boto3 against a small AWS on loopback, an engine that takes notes."""
+"""docker/login.py as a process: the real boto3 against a small AWS, an engine that takes notes."""
 
 from __future__ import annotations
 
