@@ -126,6 +126,7 @@ def buildah(folder: Path) -> Iterator[Engine]:
                 code = process.wait() or code
             self.wfile.write(b"%d \n" % code)
 
+    socket.unlink(missing_ok=True)
     with socketserver.ThreadingUnixStreamServer(str(socket), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         socket.chmod(0o666)
@@ -176,7 +177,7 @@ def _run_options(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[
 
 def _tool(folder: Path, text: str) -> Path:
     tools = folder / "tools"
-    tools.mkdir()
+    tools.mkdir(exist_ok=True)
     (tools / "docker").write_text(text)
     (tools / "docker").chmod(0o755)
     return tools
