@@ -104,4 +104,4 @@ class Watch:
                     self.command_lines.add(shown)
                 if self.token.within(environment):
                     self.environments.add(shown)
-            time.sleep(0.02)
+            time.sleep(0.05)
