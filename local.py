@@ -26,6 +26,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,13 +38,15 @@ PYTHON = VENV / "bin" / "python"
 INSIDE = Path("/scorecard")  # the checkout, as the container sees it
 EXIT_USAGE, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 4, 127, 130
 ENGINE_ANSWERS_SECONDS = 3.0
-# Given to the container by name: docker reads the values itself, so that none stands in a command line.
+# The format is Docker's: a podman under docker's name, which takes other options, does not answer to it.
+ANSWERS = {"docker": ["info", "--format", "{{.ServerVersion}}"], "podman": ["info"]}
+# Given to the container by name: the engine reads the values itself, so that none stands in a command line.
+# The hub's token is not among them: see secrets().
 # fmt: off
 FORWARDED = [
-    "HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
+    "HF_ENDPOINT", "HF_HUB_OFFLINE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "HTTP_PROXY", "HTTPS_PROXY",
+    "NO_PROXY", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
 ]
 # fmt: on
 MEND_VENV = "on Debian and Ubuntu 'apt-get install python3-venv'; else take another Python 3.11+"
@@ -77,7 +80,7 @@ def parser() -> Parser:
     add = made.add_argument
     add(
         "--engine",
-        choices=["auto", "docker", "venv"],
+        choices=["auto", "docker", "podman", "venv"],
         default="auto",
         help="auto: docker if it answers, else venv",
     )
@@ -117,8 +120,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def choose(options: argparse.Namespace) -> str:
-    """``docker``, ``venv``, or ``here`` in the container itself. Raises LocalError where docker is asked for
-    and does not answer."""
+    """``docker``, ``podman``, ``venv``, or ``here`` in the container itself. Raises LocalError where an
+    engine is asked for and does not answer."""
     needs = "--image" if options.image else "--prebuilt" if options.prebuilt else None
     if options.engine == "venv":
         if needs:
@@ -126,11 +129,12 @@ def choose(options: argparse.Namespace) -> str:
         return "venv"
     if options.engine == "auto" and os.environ.get("SCORECARD_CONTAINER"):
         return "here"
-    if docker_answers():
-        return "docker"
-    needs = "--engine docker" if options.engine == "docker" else needs
+    engine = "docker" if options.engine == "auto" else str(options.engine)
+    if quietly(engine, *ANSWERS[engine], timeout=ENGINE_ANSWERS_SECONDS):
+        return engine
+    needs = f"--engine {engine}" if options.engine != "auto" else needs
     if needs:
-        raise LocalError(f"{needs}: 'docker info' does not answer; start Docker, or leave {needs} out")
+        raise LocalError(f"{needs}: '{engine} info' does not answer; start {engine}, or leave {needs} out")
     return "venv"
 
 
@@ -309,19 +313,20 @@ def quietly(*command: str, timeout: float | None = None) -> bool:
         return False
 
 
-def docker_answers() -> bool:
-    return quietly("docker", "info", "--format", "{{.ServerVersion}}", timeout=ENGINE_ANSWERS_SECONDS)
+def has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
 
 
-def image(options: argparse.Namespace) -> str:
-    """The image to run. One made from this checkout is named after its lock, and built when it is missing;
-    one that is asked for by name is docker's to find."""
+def image(options: argparse.Namespace, engine: str) -> str:
+    """The image to run. One made from this checkout is named after its lock and its base (CUDA's, or a
+    plain one where there is no GPU), and built when missing; another name is the engine's to find."""
     if options.image not in (None, "latest"):
         return str(options.image)
-    name = f"scorecard:lock-{digest(read('requirements.lock'), read('docker/Dockerfile'))[:12]}"
+    made_from = digest(*map(read, ("requirements.lock", "docker/Dockerfile", "docker/build.sh")))[:12]
+    name = f"scorecard:lock-{made_from}{'' if has_gpu() else '-cpu'}"
     if options.prebuilt or options.image == "latest":
         name = "scorecard:latest"
-    if quietly("docker", "image", "inspect", name):
+    if quietly(engine, "image", "inspect", name):
         return name
     if options.prebuilt:
         raise LocalError(
@@ -329,7 +334,8 @@ def image(options: argparse.Namespace) -> str:
         )
     say(f"building the image {name}; once for each lock, some minutes")
     start = time.monotonic()
-    if subprocess.run([str(ROOT / "docker" / "build.sh"), "--tag", name], stdout=sys.stderr).returncode:
+    env = {"CPU": "0" if has_gpu() else "1", **os.environ, "ENGINE": engine, "TAG": name}
+    if subprocess.run([str(ROOT / "docker" / "build.sh")], env=env, stdout=sys.stderr).returncode:
         raise LocalError(f"{name}: docker/build.sh failed, see above; '--engine venv' does without Docker")
     say(f"built {name} in {time.monotonic() - start:.1f} s")
     return name
@@ -349,18 +355,56 @@ def mounts(options: argparse.Namespace) -> list[tuple[Path, str]]:
     return places
 
 
-def docker_command(options: argparse.Namespace, name: str, command: Sequence[str]) -> list[str]:
-    run = ["docker", "run", "--rm", "--init", "--interactive", "--user", f"{os.getuid()}:{os.getgid()}"]
+def secrets() -> Iterator[tuple[Path, str]]:
+    """(file here, file there), as compose does it: an ``--env`` would be shown by ``docker inspect``."""
+    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    token = os.environ.get("HF_TOKEN")
+    found = {
+        "hf_token": short_lived(token) if token else Path(os.environ.get("HF_TOKEN_PATH") or hub / "token"),
+        "pip_conf": Path(os.environ.get("PIP_CONFIG_FILE") or os.devnull),
+    }
+    for name, file in found.items():
+        if file.expanduser().is_file():
+            yield file.expanduser().resolve(), f"/run/secrets/{name}"
+
+
+def short_lived(text: str) -> Path:
+    """A file that only this user can read. A child removes it when this process, which becomes the engine's
+    client, has ended: in whatever way it ends, the pipe whose other end only it has is closed then."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    folder = tempfile.mkdtemp(prefix="scorecard-", dir=runtime if os.access(runtime, os.W_OK) else None)
+    file = Path(folder, "secret")
+    file.touch(mode=0o600)
+    file.write_text(text)
+    child_end, own_end = os.pipe()
+    os.set_inheritable(own_end, True)
+    if os.fork() == 0:
+        os.setsid()  # Ctrl-C is for the command
+        for stream in (own_end, 0, 1, 2):
+            os.close(stream)
+        os.read(child_end, 1)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+    os.close(child_end)
+    return file
+
+
+def container_command(
+    options: argparse.Namespace, engine: str, name: str, command: Sequence[str]
+) -> list[str]:
+    run = [engine, "run", "--rm", "--init", "--interactive", "--user", f"{os.getuid()}:{os.getgid()}"]
+    if engine == "podman":  # without root, ids are shifted; SELinux keeps what it has not labelled out
+        run += ["--security-opt", "label=disable", *(["--userns", "keep-id"] if os.getuid() else [])]
     if sys.stdin.isatty() and sys.stdout.isatty():
         run.append("--tty")
-    if shutil.which("nvidia-smi"):
-        run += ["--gpus", "all"]
+    if has_gpu():
+        run += ["--device", "nvidia.com/gpu=all"] if engine == "podman" else ["--gpus", "all"]
     for here, there in mounts(options):
         here.mkdir(parents=True, exist_ok=True)  # else docker makes it, and root owns it
         run += ["--volume", f"{here}:{there}"]
-    env = {"HOME": "/tmp", "HF_HOME": "/cache/huggingface", "PIP_CACHE_DIR": "/cache/pip"}
-    env["SCORECARD_MODELS_DIR"] = "/cache/models"
-    env["SCORECARD_ENVIRONMENTS_DIR"] = "/cache/environments"
+    for here, place in secrets():
+        run += ["--volume", f"{here}:{place}:ro"]
+    env = {"HOME": "/tmp"}  # the image's own variables name the places in /cache and /run/secrets
     if options.models_yaml:
         run += ["--volume", f"{options.models_yaml}:/cache/models.yaml:ro"]
         env["SCORECARD_MODELS_YAML"] = "/cache/models.yaml"
@@ -388,8 +432,8 @@ def become(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
 def run(arguments: Sequence[str]) -> NoReturn:
     options, command = parse(arguments)
     engine = choose(options)
-    if engine == "docker":
-        become(docker_command(options, image(options), command), os.environ)
+    if engine in ("docker", "podman"):
+        become(container_command(options, engine, image(options, engine), command), os.environ)
     if engine == "venv":
         keep_in_step()
     os.chdir(ROOT / folder())

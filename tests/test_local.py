@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -103,13 +104,15 @@ class Checkout:
         self.docker = root / "docker.calls"
         self.env = {"PATH": str(self.tools), "HOME": str(self.home), "SHELL": "/bin/sh", "LC_ALL": "C.UTF-8"}
 
-    def start(self, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, cwd: Path | None = None, stdin: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[str]:
         pipe, command = subprocess.PIPE, [sys.executable, str(self.root / "local.py"), *arguments]
         return subprocess.Popen(
             command,
             cwd=cwd or self.root,
             env=self.env,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=pipe,
             stderr=pipe,
             text=True,
@@ -199,13 +202,14 @@ def test_the_options_with_a_value_are_the_ones_that_split_knows(local: ModuleTyp
     ("arguments", "expected"),
     [
         (["--engin", "venv", "pytest"], "--engin"),
-        (["--engine", "podman", "pytest"], "podman"),
+        (["--engine", "lxc", "pytest"], "lxc"),
+        (["--engine", "podman", "pytest"], "start podman"),
         (["--engine"], "--engine"),
         (["--shell", "pytest"], "--shell takes no command"),
         (["--models-yaml", "none.yaml", "pytest"], "none.yaml"),
         (["--engine", "venv", "--image", "x", "pytest"], "--image needs a container"),
         (["--engine", "venv", "--prebuilt", "pytest"], "--prebuilt needs a container"),
-        (["--engine", "docker", "pytest"], "start Docker"),
+        (["--engine", "docker", "pytest"], "start docker"),
         (["--image", "x", "pytest"], "leave --image out"),
     ],
 )
@@ -428,7 +432,9 @@ def test_with_an_engine_the_command_runs_in_the_image(docked: Checkout) -> None:
     assert call[call.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
     assert "--gpus" not in call
     [build] = [call for call in calls(docked.docker) if call[0] == "build"]
-    assert build[-3:] == ["--tag", name, "."]
+    assert build[build.index("--tag") + 1] == name
+    assert name.endswith("-cpu"), "there is no GPU"
+    assert "BASE=python:" in build[build.index("--build-arg") + 1]
     assert not (docked.root / ".venv").exists()
 
 
@@ -440,14 +446,79 @@ def test_a_changed_lock_is_another_image(docked: Checkout) -> None:
     assert len(set(names)) == 2
 
 
-def test_a_token_is_named_and_never_shown(docked: Checkout) -> None:
-    docked.env |= {"HF_TOKEN": "hf_secret", "AWS_SECRET_ACCESS_KEY": "aws_secret"}
+def test_credentials_of_aws_are_named_and_never_shown(docked: Checkout) -> None:
+    docked.env |= {"AWS_SECRET_ACCESS_KEY": "aws_secret"}
     done = docked.run("pytest")
     said = done.stdout + done.stderr + docked.docker.read_text()
-    assert "secret" not in said.replace("AWS_SECRET_ACCESS_KEY", "")
+    assert "secret" not in said.replace("AWS_SECRET_ACCESS_KEY", "").replace("/run/secrets/", "")
     [call] = [call for call in calls(docked.docker) if call[0] == "run"]
-    assert call[call.index("HF_TOKEN") - 1] == "--env"
+    assert call[call.index("AWS_SECRET_ACCESS_KEY") - 1] == "--env"
     assert "AWS_REGION" not in call
+
+
+def mounted(call: list[str], place: str) -> Path | None:
+    """What is mounted at ``place``, read-only."""
+    found = [word.removesuffix(f":{place}:ro") for word in call if word.endswith(f":{place}:ro")]
+    return Path(found[0]) if found else None
+
+
+@pytest.mark.parametrize("end", ["it ends", "it is killed"])
+def test_a_token_is_a_file_for_as_long_as_the_command_runs(docked: Checkout, end: str) -> None:
+    """In no command line and no environment of the container; gone afterwards, whatever ended the run."""
+    runtime = docked.root.parent / "runtime"
+    runtime.mkdir()
+    docked.env |= {"HF_TOKEN": "hf_secret", "XDG_RUNTIME_DIR": str(runtime)}
+    look = "next(w for w in sys.argv if w.endswith(':/run/secrets/hf_token:ro')).partition(':')[0]"
+    read = f"(print(open({look}).read(), oct(os.stat({look}).st_mode), flush=True), sys.stdin.read())"
+    docked.tool("docker", f"sys.argv[1] == 'run' and {read} and 0")
+    process = docked.start("pytest") if end == "it ends" else docked.start("pytest", stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "hf_secret 0o100600\n"
+    if end == "it is killed":
+        assert list(runtime.iterdir())
+        process.kill()
+    process.communicate(timeout=60)
+    until = time.monotonic() + 30
+    while list(runtime.iterdir()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert list(runtime.iterdir()) == []
+    [call] = [call for call in calls(docked.docker) if call[0] == "run"]
+    assert not [word for word in call if "hf_secret" in word or "HF_TOKEN" in word]
+
+
+def test_a_token_in_a_file_is_mounted_where_it_is(docked: Checkout) -> None:
+    place, default = "/run/secrets/hf_token", docked.home / ".cache" / "huggingface" / "token"
+    assert mounted(docker_run(docked, "pytest"), place) is None
+    for file, env in (
+        (default, {}),
+        (docked.home / "hub" / "token", {"HF_HOME": f"{docked.home}/hub"}),
+        (docked.home / "my token", {"HF_TOKEN_PATH": f"{docked.home}/my token"}),
+    ):
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_text("hf_secret")
+        docked.docker.unlink()
+        docked.env |= env
+        assert mounted(docker_run(docked, "pytest"), place) == file
+
+
+def test_pips_settings_reach_the_build_and_the_run(docked: Checkout) -> None:
+    settings = docked.home / "pip.conf"
+    settings.write_text("[global]\nindex-url = https://robot:password@example.com/simple\n")
+    docked.env["PIP_CONFIG_FILE"] = str(settings)
+    assert mounted(docker_run(docked, "pytest"), "/run/secrets/pip_conf") == settings
+    [build] = [call for call in calls(docked.docker) if call[0] == "build"]
+    assert f"id=pip_conf,src={settings}" in build
+    assert "password" not in docked.docker.read_text()
+
+
+def test_podman_takes_its_own_options(docked: Checkout) -> None:
+    docked.docker = docked.tool("podman", "sys.argv[1] == 'image' or 7 * (sys.argv[1] == 'run')")
+    docked.tool("nvidia-smi")
+    call = docker_run(docked, "--engine", "podman", "pytest")
+    assert call[call.index("--device") + 1] == "nvidia.com/gpu=all"
+    assert "--gpus" not in call
+    assert ("--userns" in call) is (os.getuid() != 0)
+    assert [call[0] for call in calls(docked.docker)] == ["info", "image", "build", "run"]
 
 
 def test_prebuilt_uses_the_images_code_and_keeps_what_a_run_writes(docked: Checkout) -> None:
@@ -477,6 +548,9 @@ def test_a_gpu_is_given_to_the_container(docked: Checkout) -> None:
     docked.tool("nvidia-smi")
     call = docker_run(docked, "pytest")
     assert call[call.index("--gpus") + 1] == "all"
+    assert not call[-2].endswith("-cpu")
+    [build] = [call for call in calls(docked.docker) if call[0] == "build"]
+    assert "--build-arg" not in build, "the base is CUDA's"
 
 
 def test_models_and_caches_are_mounted(docked: Checkout) -> None:
@@ -485,7 +559,11 @@ def test_models_and_caches_are_mounted(docked: Checkout) -> None:
     assert f"{docked.root}/m:/cache/models" in call
     assert f"{docked.root}/my.yaml:/cache/models.yaml:ro" in call
     assert f"{docked.home}/.cache/huggingface:/cache/huggingface" in call
-    assert {"SCORECARD_MODELS_DIR=/cache/models", "SCORECARD_MODELS_YAML=/cache/models.yaml"} <= set(call)
+    assert "SCORECARD_MODELS_YAML=/cache/models.yaml" in call
+    dockerfile = (SCRIPT.parent / "docker" / "Dockerfile").read_text()
+    named = dict(re.findall(r"^    ([A-Z_]+)=(/cache/\w+)", dockerfile, re.MULTILINE))
+    assert len(named) == 4
+    assert all(any(word.endswith(f":{place}") for word in call) for place in named.values())
 
 
 def test_an_engine_that_does_not_answer_in_time_is_none(ready: Checkout) -> None:
