@@ -1,7 +1,8 @@
 """A coded matrix as bytes and back: the payload of one tensor, see `docs/rdq-format.md`.
 
-Which indices and classes are read depends on integers only, so every platform reads the same; weights are made by
-products of float32 in a fixed order. A payload is checked against its checksum before anything is decoded.
+Which indices and classes are read depends on integers only, so every platform reads the same; weights are
+made by products of float32 in a fixed order. A payload is checked against its checksum before anything is
+decoded.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ import torch
 
 from rdq import lanes, lanes_numpy, side
 from rdq.coded import (
-    CLASS_OFFSET, CLASSES, MAX_CODE, NEXT_STATE, QUANTIZER_OF_STATE, CodedMatrix, reconstructions, scales,
-)  # fmt: skip
+    CLASS_OFFSET,
+    NEXT_STATE,
+    QUANTIZER_OF_STATE,
+    CodedMatrix,
+    reconstructions,
+    scales,
+)
 from rdq.compiled import COMPILED
 from rdq.errors import RdqError
 from rdq.tables import Tables
@@ -33,7 +39,7 @@ Data = bytes | bytearray | memoryview
 
 MAGIC = b"rdq\x01"
 _FIXED = struct.Struct("<4sBfI")
-"""magic, states, step, checksum of the tables; then varints, the centroids, the side vectors and the panels."""
+"""magic, states, step, checksum of the tables; varints, centroids, side vectors and panels follow."""
 
 
 def kernels() -> Any:
@@ -105,8 +111,8 @@ def decode(
     codes = np.empty((header.rows, header.columns), np.int16)
     vectors = _decode(data, header, tables, where, threads, module, codes=codes)
     row_scale, column_scale, row_spread, column_spread = vectors
-    return CodedMatrix(codes, row_scale, column_scale, row_spread, column_spread, header.step, header.centroids,
-                       header.states)  # fmt: skip
+    return CodedMatrix(codes, row_scale, column_scale, row_spread, column_spread, header.step,
+    header.centroids, header.states)  # fmt: skip
 
 
 def decode_weights(
@@ -120,7 +126,8 @@ def decode_weights(
 ) -> torch.Tensor:
     """The weights [rows, columns] of a payload, on the CPU: those of `dequantize`, rounded once to dtype.
 
-    float32 and bfloat16 are made in the same pass as the indices are decoded; other types from a float32 matrix.
+    float32 and bfloat16 are made in the same pass as the indices are decoded; other types from a float32
+    matrix.
     """
     header = parse(data, where)
     own = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
@@ -224,13 +231,6 @@ def _spread_classes(row_spread: Array, column_spread: Array) -> tuple[Array, Arr
 
 def _trellis(states: int) -> tuple[Array, Array]:
     return NEXT_STATE[states].reshape(-1), QUANTIZER_OF_STATE[states]
-
-
-def magnitudes(m: CodedMatrix) -> Array:
-    """int64 [CLASSES, 2, MAX_CODE + 1]: as `tables.magnitudes`, fast enough for large models."""
-    counts = np.zeros(CLASSES * 2 * (MAX_CODE + 1), np.int64)
-    kernels().count(m.codes, *_contexts(m), counts)
-    return counts.reshape(CLASSES, 2, MAX_CODE + 1)
 
 
 def _mapped(function: Callable[[Any], Any], items: Any, threads: int) -> list[Any]:

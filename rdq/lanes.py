@@ -1,9 +1,10 @@
 """What both kinds of kernels share: the numbers of the rANS coder and the lookups made from the tables.
 
-The coder is range asymmetric numeral systems (Duda, arXiv:1311.2540; interleaved as in Giesen, arXiv:1402.3392) with
-states of [2**16, 2**32) and words of 16 bits: at most one word is read or written for a symbol. Lane n of a panel
-codes its columns n, n + lanes, n + 2·lanes …, row by row; the indices of one row and one round of lanes are a chunk.
-A chunk's symbols come first, then the plain bits of its escapes, each in the order of the columns.
+The coder is range asymmetric numeral systems (Duda, arXiv:1311.2540; interleaved as in Giesen,
+arXiv:1402.3392) with states of [2**16, 2**32) and words of 16 bits: at most one word is read or written for
+a symbol. Lane n of a panel codes its columns n, n + lanes, n + 2·lanes …, row by row; the indices of one
+row and one round of lanes are a chunk. A chunk's symbols come first, then the plain bits of its escapes,
+each in the order of the columns.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Lookup(NamedTuple):
     start: Array
     """int64 [n * SYMBOLS]: the sum of the frequencies before."""
     reciprocal: Array
-    """float64 [n * SYMBOLS]: 1 / frequency; floor((x + 0.5) * reciprocal) is x // frequency for all x < 2**32."""
+    """float64 [n * SYMBOLS]: 1 / frequency; x // frequency is floor((x + 0.5) * it) for all x < 2**32."""
     table_of: Array
     """int32 [CLASSES * 2]: the table of each class × quantizer."""
 

@@ -1,7 +1,8 @@
 """The kernels that numba compiles: one index at a time, the lanes' states side by side in the cache.
 
-They hold no Python object and release the interpreter's lock, so panels and matrices run in threads. See `lanes` for
-the coder and `lanes_numpy` for the same with whole lanes at a time; both write and read the same bytes.
+They hold no Python object and release the interpreter's lock, so panels and matrices run in threads. See
+`lanes` for the coder and `lanes_numpy` for the same with whole lanes at a time; both write and read the
+same bytes.
 """
 
 from __future__ import annotations
@@ -26,22 +27,6 @@ _LAST = CLASSES - 1
 
 
 @compiled
-def count(
-    codes: Array, row_class: Array, column_class: Array, after: Array, quantizer: Array, counts: Array
-) -> None:
-    """Adds to counts, int64 [CLASSES * 2 * (MAX_CODE + 1)], each |k| of codes int16 [rows, columns]."""
-    rows, columns = codes.shape
-    trellis = np.zeros(columns, np.uint8)
-    for row in range(rows):
-        for c in range(columns):
-            k = np.int64(codes[row, c])
-            t = np.int64(trellis[c])
-            kind = min(max(np.int64(row_class[row]) + np.int64(column_class[c]), 0), _LAST)
-            counts[(2 * kind + np.int64(quantizer[t])) * (MAX_CODE + 1) + abs(k)] += 1
-            trellis[c] = after[2 * t + (k & 1)]
-
-
-@compiled
 def _tables_of(
     codes: Array, first: int, width: int, row_class: Array, column_class: Array,
     after: Array, quantizer: Array, table_of: Array,
@@ -61,7 +46,8 @@ def _tables_of(
 
 @compiled
 def encode_panel(
-    codes: Array, first: int, width: int, row_class: Array, column_class: Array, after: Array, quantizer: Array,
+    codes: Array, first: int, width: int,
+    row_class: Array, column_class: Array, after: Array, quantizer: Array,
     frequency: Array, start: Array, reciprocal: Array, table_of: Array, states: Array, out: Array,
 ) -> int:  # fmt: skip
     """Codes columns [first, first + width) of codes, backwards, into the end of out (uint16).
@@ -104,8 +90,8 @@ def encode_panel(
 
 @compiled
 def _row(
-    words: Array, p: int, states: Array, width: int, decode: Array, row_class: int, column_class: Array, first: int,
-    after: Array, quantizer: Array, table_of: Array, trellis: Array, before: Array, codes: Array,
+    words: Array, p: int, states: Array, first: int, width: int,
+    row_class: int, column_class: Array, decode: Array, after: Array, quantizer: Array, table_of: Array, trellis: Array, before: Array, codes: Array,
 ) -> int:  # fmt: skip
     """Decodes one row of a panel into codes (int16 [width]); before: the trellis state that read each index.
 
@@ -124,9 +110,10 @@ def _row(
             entry = np.int64(decode[(table << PRECISION) | (x & (TOTAL - 1))])
             symbol = entry & 255
             x = ((entry >> 8) & (TOTAL - 1)) * (x >> PRECISION) + (entry >> 20)
-            low = x < LOWEST
-            x = (x << 16) | np.int64(words[p]) if low else x
-            p += np.int64(low)
+            word = np.int64(words[p])  # read in any case, so that nothing branches
+            low = np.int64(x < LOWEST)
+            x = (x << (16 * low)) | (word * low)
+            p += low
             states[lane] = x
             before[c] = t
             codes[c] = symbol - WIDEST
@@ -154,7 +141,8 @@ def _row(
 def decode_panel(
     words: Array, count_of_words: int, states: Array, first: int, width: int,
     row_class: Array, column_class: Array, after: Array, quantizer: Array, decode: Array, table_of: Array,
-    row_factor: Array, column_factor: Array, values: Array, codes_out: Array, floats_out: Array, halves_out: Array,
+    row_factor: Array, column_factor: Array, values: Array,
+    codes_out: Array, floats_out: Array, halves_out: Array,
 ) -> int:  # fmt: skip
     """Decodes columns [first, first + width) into whichever of the three outputs is not empty.
 
@@ -168,7 +156,7 @@ def decode_panel(
     p = 0
     for row in range(row_class.size):
         p = _row(
-            words, p, states, width, decode, np.int64(row_class[row]), column_class, first, after, quantizer,
+            words, p, states, first, width, np.int64(row_class[row]), column_class, decode, after, quantizer,
             table_of, trellis, before, codes,
         )  # fmt: skip
         if p < 0 or p > count_of_words:

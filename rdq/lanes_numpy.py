@@ -1,4 +1,4 @@
-"""The kernels without numba: a whole round of lanes at a time. The same arguments and bytes as `lanes_numba`."""
+"""The kernels without numba: a whole round of lanes at a time. Same arguments and bytes as `lanes_numba`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,6 @@ from rdq.tables import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, WIDEST
 Array = npt.NDArray[Any]
 
 
-def count(
-    codes: Array, row_class: Array, column_class: Array, after: Array, quantizer: Array, counts: Array
-) -> None:
-    """Adds to counts, int64 [CLASSES * 2 * (MAX_CODE + 1)], each |k| of codes int16 [rows, columns]."""
-    identity = np.arange(2 * CLASSES, dtype=np.int32)
-    for row, tables in _tables_of(codes, row_class, column_class, after, quantizer, identity):
-        counts += np.bincount(tables * (MAX_CODE + 1) + np.abs(codes[row]), minlength=counts.size)
-
-
 def _tables_of(
     codes: Array, row_class: Array, column_class: Array, after: Array, quantizer: Array, table_of: Array
 ) -> Any:
@@ -35,7 +26,8 @@ def _tables_of(
 
 
 def encode_panel(
-    codes: Array, first: int, width: int, row_class: Array, column_class: Array, after: Array, quantizer: Array,
+    codes: Array, first: int, width: int,
+    row_class: Array, column_class: Array, after: Array, quantizer: Array,
     frequency: Array, start: Array, reciprocal: Array, table_of: Array, states: Array, out: Array,
 ) -> int:  # fmt: skip
     """As `lanes_numba.encode_panel`."""
@@ -79,7 +71,8 @@ def _spill(x: Array, which: Array, limit: Array | int, out: Array, p: int) -> in
 def decode_panel(
     words: Array, count_of_words: int, states: Array, first: int, width: int,
     row_class: Array, column_class: Array, after: Array, quantizer: Array, decode: Array, table_of: Array,
-    row_factor: Array, column_factor: Array, values: Array, codes_out: Array, floats_out: Array, halves_out: Array,
+    row_factor: Array, column_factor: Array, values: Array,
+    codes_out: Array, floats_out: Array, halves_out: Array,
 ) -> int:  # fmt: skip
     """As `lanes_numba.decode_panel`."""
     x = states.astype(np.int64)

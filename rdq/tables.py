@@ -1,7 +1,8 @@
 """Frequency tables of the entropy coder: one for each class and quantizer, shared by all matrices of a file.
 
-A table gives each index |k| <= WIDEST and one escape a whole number of 4096ths; k and -k have the same. An index
-without a frequency of its own is coded as the escape followed by RAW_BITS plain bits, so nothing is ever clipped.
+A table gives each index |k| <= WIDEST and one escape a whole number of 4096ths; k and -k have the same. An
+index without a frequency of its own is coded as the escape followed by RAW_BITS plain bits, so nothing is
+ever clipped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rdq.coded import CLASS_OFFSET, CLASSES, MAX_CODE, CodedMatrix, classes, quantizers
+from rdq.coded import CLASS_OFFSET, CLASSES, MAX_CODE, CodedMatrix
+from rdq.counting import magnitudes
 from rdq.errors import RdqError
 
 Array = npt.NDArray[Any]
@@ -49,7 +51,7 @@ class Tables:
             raise RdqError("tables: not symmetric, not of 4096ths or without an escape; make them with `fit`")
 
     def lengths(self) -> Array:
-        """float32 [CLASSES, 2, 2 * MAX_CODE + 1]: ideal code length in bits of index k at place k + MAX_CODE."""
+        """float32 [CLASSES, 2, 2 * MAX_CODE + 1]: ideal bits of index k at place k + MAX_CODE."""
         bits = PRECISION - np.log2(np.maximum(self.frequencies, 2.0**-60))
         out = np.broadcast_to(bits[..., ESCAPE:] + RAW_BITS, (CLASSES, 2, 2 * MAX_CODE + 1)).copy()
         middle = out[..., MAX_CODE - WIDEST : MAX_CODE + WIDEST + 1]  # a view: what is written lands in `out`
@@ -59,7 +61,7 @@ class Tables:
 
     @cached_property
     def distinct(self) -> tuple[Array, Array]:
-        """(uint16 [n, SYMBOLS] without repetition, int32 [CLASSES * 2]: which of them each class × quantizer has)"""
+        """(uint16 [n, SYMBOLS] without repetition, int32 [CLASSES * 2]: each class × quantizer's place there)"""
         rows, place = np.unique(self.frequencies.reshape(-1, SYMBOLS), axis=0, return_inverse=True)
         return rows, place.reshape(-1).astype(np.int32)
 
@@ -70,15 +72,17 @@ class Tables:
 
     @classmethod
     def gaussian(cls) -> Tables:
-        """What is assumed before anything is counted: a normal distribution of each class's standard deviation.
+        """What is assumed before anything is counted: a normal distribution of each class's standard
+        deviation.
 
-        Made with floating-point functions that may round differently elsewhere, so a file always brings its own.
+        Made with floating-point functions that may round differently elsewhere, so a file always brings its
+        own.
         """
         return cls(np.stack([_frequencies(share) for share in _gaussian().reshape(-1, MAX_CODE + 1)])
                    .reshape(CLASSES, 2, SYMBOLS))  # fmt: skip
 
     def to_bytes(self) -> bytes:
-        """Small: one byte for each class × quantizer, the frequencies of each new table, deflated; see `parse`."""
+        """Deflated: one byte for each class × quantizer, and the frequencies of each table not seen before."""
         out = bytearray()
         before = np.zeros(SYMBOLS, np.uint16)
         for table in self.frequencies.transpose(1, 0, 2).reshape(-1, SYMBOLS):
@@ -139,19 +143,8 @@ def from_counts(counts: Array) -> Tables:
     return Tables(out)
 
 
-def magnitudes(m: CodedMatrix) -> Array:
-    """int64 [CLASSES, 2, MAX_CODE + 1]: how often each |k| occurs in each class × quantizer."""
-    counts = np.zeros(CLASSES * 2 * (MAX_CODE + 1), np.int64)
-    context, size = 2 * classes(m).astype(np.int32) + quantizers(m), np.abs(m.codes)
-    rows = max(1, (1 << 20) // m.codes.shape[1])
-    for start in range(0, m.codes.shape[0], rows):
-        place = context[start : start + rows] * (MAX_CODE + 1) + size[start : start + rows]
-        counts += np.bincount(place.reshape(-1), minlength=counts.size)
-    return counts.reshape(CLASSES, 2, MAX_CODE + 1)
-
-
 def entropy_bits(counts: Array) -> float:
-    """Empirical entropy, in bits in all, of indices so counted (signs taken as even odds), each table its own."""
+    """Empirical entropy, in bits in all, of indices so counted, within each class × quantizer."""
     return float(sum(_entropy(row) for row in counts.reshape(-1, counts.shape[-1])))
 
 
@@ -224,7 +217,7 @@ def _entropy(counts: Array) -> float:
 
 
 def _groups(counts: Array) -> list[Array]:
-    """Classes that share a table (each an int array), merged greedily while that saves bits; counts [CLASSES, |k|]."""
+    """Classes that share a table, merged greedily while that saves bits; counts: int64 [CLASSES, |k|]."""
 
     def cost(members: Array) -> float:
         return _entropy(members) + 16 + 8 * np.count_nonzero(members * TOTAL > members.sum())
@@ -251,7 +244,7 @@ def _varint(value: int) -> bytes:
 
 
 def _parsed(data: bytes) -> Array:
-    """The frequencies in what `Tables.to_bytes` deflated; ValueError, IndexError or OverflowError if damaged."""
+    """The frequencies in what `Tables.to_bytes` deflated; ValueError, IndexError, OverflowError if damaged."""
     place = 0
 
     def varint() -> int:
