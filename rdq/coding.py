@@ -104,13 +104,14 @@ def encode(
     panel, many = lanes.panels(rows, columns)
     kernel = module or kernels()
     look = lanes.lookup(tables)
-    arguments = m.row_spread, m.column_spread, *_trellis(m.states)
+    codes = np.require(m.codes, requirements="CW")  # of one kind, so that one compiled kernel serves all
+    arguments = np.array(m.row_spread), np.array(m.column_spread), *_trellis(m.states)
 
     def coded(first: int) -> tuple[Array, Array]:
         width = min(panel, columns - first)
         states = np.zeros(min(many, width), np.int64)
         out = np.empty(2 * rows * width, np.uint16)  # only what is written takes memory
-        start = kernel.encode_panel(m.codes, first, width, *arguments, *look[1:], states, out)
+        start = kernel.encode_panel(codes, first, width, *arguments, *look[1:], states, out)
         return states.astype("<u4"), out[start:].astype("<u2")
 
     parts = _mapped(coded, range(0, columns, panel), threads)

@@ -33,7 +33,8 @@ def magnitudes(m: CodedMatrix) -> Array:
             m.row_spread.astype(np.int64) - CLASS_OFFSET,
             m.column_spread.astype(np.int64),
         )
-        _count(m.codes, row_class, column_class, NEXT_STATE[m.states], QUANTIZER_OF_STATE[m.states], counts)
+        codes = np.require(m.codes, requirements="CW")
+        _count(codes, row_class, column_class, NEXT_STATE[m.states], QUANTIZER_OF_STATE[m.states], counts)
     else:
         context, size = 2 * classes(m).astype(np.int32) + quantizers(m), np.abs(m.codes)
         rows_at_once = max(1, _BLOCK // m.codes.shape[1])

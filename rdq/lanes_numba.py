@@ -111,29 +111,40 @@ def _row(
             symbol = entry & 255
             x = ((entry >> 8) & (TOTAL - 1)) * (x >> PRECISION) + (entry >> 20)
             word = np.int64(words[p])  # read in any case, so that nothing branches
-            low = np.int64(x < LOWEST)
-            x = (x << (16 * low)) | (word * low)
+            low = 1 if x < LOWEST else 0
+            states[lane] = (x << (16 * low)) | (word * low)
             p += low
-            states[lane] = x
             before[c] = t
             codes[c] = symbol - WIDEST
-            escapes += np.int64(symbol == ESCAPE)
+            escapes += 1 if symbol == ESCAPE else 0
             trellis[c] = after[2 * t + ((symbol + 1) & 1)]
         if escapes:
-            for lane in range(n):
-                c = begin + lane
-                if codes[c] == ESCAPE - WIDEST:
-                    x = np.int64(states[lane])
-                    k = (x & _RAW_MASK) - MAX_CODE
-                    x >>= RAW_BITS
-                    if x < LOWEST:
-                        x = (x << 16) | np.int64(words[p])
-                        p += 1
-                    states[lane] = x
-                    if k > MAX_CODE:
-                        return NO_INDEX
-                    codes[c] = k
-                    trellis[c] = after[2 * np.int64(before[c]) + (k & 1)]
+            p = _escapes(words, p, states, begin, n, after, trellis, before, codes)
+            if p < 0:
+                return p
+    return p
+
+
+@compiled
+def _escapes(
+    words: Array, p: int, states: Array, begin: int, n: int,
+    after: Array, trellis: Array, before: Array, codes: Array,
+) -> int:  # fmt: skip
+    """Reads the plain bits of those of the n columns from `begin` on that hold an escape; as `_row`."""
+    for lane in range(n):
+        c = begin + lane
+        if codes[c] == ESCAPE - WIDEST:
+            x = np.int64(states[lane])
+            k = (x & _RAW_MASK) - MAX_CODE
+            x >>= RAW_BITS
+            if x < LOWEST:
+                x = (x << 16) | np.int64(words[p])
+                p += 1
+            states[lane] = x
+            if k > MAX_CODE:
+                return NO_INDEX
+            codes[c] = k
+            trellis[c] = after[2 * np.int64(before[c]) + (k & 1)]
     return p
 
 
@@ -156,7 +167,7 @@ def decode_panel(
     p = 0
     for row in range(row_spread.size):
         p = _row(
-            words, p, states, first, width, np.int64(row_spread[row]), column_spread, decode, after,
+            words, p, states, first, width, int(row_spread[row]), column_spread, decode, after,
             quantizer, table_of, trellis, before, codes,
         )  # fmt: skip
         if p < 0 or p > count_of_words:
