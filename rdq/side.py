@@ -1,9 +1,10 @@
 """The four short vectors of a matrix (scales and spreads of rows and columns) in few bytes.
 
-An adaptive binary arithmetic coder with 32-bit bounds (the carryless kind of Mahoney's fpaq and lpaq) and, for each
-context, a probability of 16 bits that learns as 1/n: no tables are stored, which short vectors could not pay for.
-A value is coded as its difference from a running mean, as zero flag, sign and unary size; a spread is first added
-to half its scale, since a wider step means proportionally smaller indices. Integers only: exact on every platform.
+An adaptive binary arithmetic coder with 32-bit bounds (the carryless kind of Mahoney's fpaq and lpaq) and,
+for each context, a probability of 16 bits that learns as 1/n: no tables are stored, which short vectors
+could not pay for. A value is coded as its difference from a running mean, as zero flag, sign and unary
+size; a spread is first added to half its scale, since a wider step means proportionally smaller indices.
+Integers only: exact on every platform.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rdq.compiled import compiled
 Array = npt.NDArray[Any]
 
 _UNARY = 20
-"""Sizes from here on share one context, so that a far outlier costs a bit or two per unit, at most 255 times."""
+"""Sizes from here on share one context."""
 _CONTEXTS = _UNARY + 2
 _SLOWEST = 255
 """A context never learns more slowly than 1/255 per bit."""
@@ -105,8 +106,8 @@ def _get(coder: Array, data: Array, probability: Array, seen: Array, context: in
 
 @compiled
 def _fresh(probability: Array, seen: Array) -> None:
-    """Contexts of a new vector, [zero, sign, one for each size]: half of all values are zero, then one in four
-    ends at each size."""
+    """Contexts of a new vector, [zero, sign, one for each size]: half of all values are zero, then one in
+    four ends at each size."""
     probability[:] = 16384
     probability[0] = 32768
     probability[1] = 32768
