@@ -10,6 +10,7 @@ part: WaterSIC, Lifar et al. 2026, arXiv:2603.04956).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,8 +27,6 @@ from rdq.coded import (
     QUANTIZER_OF_STATE,
     SCALES_PER_OCTAVE,
     CodedMatrix,
-    classes,
-    quantizers,
     scales,
     spreads,
 )
@@ -101,7 +100,7 @@ def _row_factors(sensitivity: Array, most: float) -> Array:
     return clipped
 
 
-def quantize(weight: torch.Tensor, prepared: Prepared, c: float, settings: Settings) -> CodedMatrix:
+def quantize(weight: torch.Tensor, prepared: Prepared, c: float, settings: Settings) -> Quantized:
     """``weight`` [rows, columns] with the steps ``c * row * U_jj``. Raises RdqError for weights not finite.
 
     A row whose codes would not fit gets wider steps instead of clipped weights.
@@ -115,13 +114,21 @@ def quantize(weight: torch.Tensor, prepared: Prepared, c: float, settings: Setti
     reach = ROOM * MAX_CODE * (2 if settings.states > 1 else 1)
     for _ in range(64):
         steps = _steps(np.maximum(row, largest / reach), column)
-        coded = _passes(matrix, prepared, c, steps, settings)
-        full = (np.abs(coded.codes) >= MAX_CODE).any(1)
+        found = _passes(matrix, prepared, c, steps, settings)
+        full = (np.abs(found.coded.codes) >= MAX_CODE).any(1)
         if not full.any():
-            return coded
+            return found
         row = np.where(full, np.maximum(row, largest / reach) * 1.25, row)
         largest = np.where(full, largest * 1.25, largest)
     raise RdqError("weights: too wide a range for any step; leave this matrix out")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """``counts`` int64 [CLASSES, 2, MAX_CODE + 1]: how often each magnitude occurs by class and quantizer."""
+
+    coded: CodedMatrix
+    counts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -154,31 +161,31 @@ def _steps(row: Array, column: Array) -> _Steps:
 
 def _passes(
     matrix: Array, prepared: Prepared, c: float, steps: _Steps, settings: Settings
-) -> CodedMatrix:
+) -> Quantized:
     """First with the prior's code lengths; then with those, and the centroids, of the pass before."""
     per_index = 2 if settings.states > 1 else 1
     units = matrix / (per_index * steps.row_factors()[:, None] * steps.column_factors())
     row_spread, column_spread = spreads(units)
-    empty = np.zeros(matrix.shape, np.int16)
     coded = CodedMatrix(
-        empty, steps.row, steps.column, row_spread, column_spread, steps.step,
+        np.zeros(matrix.shape, np.int16), steps.row, steps.column, row_spread, column_spread, steps.step,
         np.zeros((2, 4), np.float16), settings.states,
     )  # fmt: skip
     lengths = prior_lengths(settings.states)
     for number in range(settings.passes):
-        if number:
-            lengths = measured_lengths(coded)
-            row_spread, column_spread = spreads(coded.codes.astype(np.float64))
-            coded = replace(coded, row_spread=row_spread, column_spread=column_spread)
-        codes, centroids = _feedback(matrix, prepared, c, coded, lengths, settings)
-        coded = replace(coded, codes=codes, centroids=centroids if number + 1 < settings.passes else coded.centroids)
-    return coded
+        codes, counts, centroids = _feedback(matrix, prepared, c, coded, lengths, settings)
+        coded = replace(coded, codes=codes)
+        if number + 1 == settings.passes:
+            break
+        lengths = measured_lengths(counts, settings.states)
+        row_spread, column_spread = spreads(codes.astype(np.float32))
+        coded = replace(coded, centroids=centroids, row_spread=row_spread, column_spread=column_spread)
+    return Quantized(coded, counts)
 
 
 def _feedback(
     matrix: Array, prepared: Prepared, c: float, coded: CodedMatrix, lengths: Array, settings: Settings
-) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
-    """Codes [rows, columns] by blocks of columns, and the centroids that they turned out to have."""
+) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.float16]]:
+    """Codes [rows, columns] by blocks of columns, their counts, and the centroids that they turned out to have."""
     rows, columns = matrix.shape
     x = torch.from_numpy(np.ascontiguousarray(matrix.T))
     steps = _Steps(coded.step, coded.row_scale, coded.column_scale)
@@ -190,39 +197,29 @@ def _feedback(
     ways = incoming(trellis, quantizer_of) if settings.states > 1 else np.zeros((1, 2, 2), np.int64)
     codes = np.empty((columns, rows), np.int16)
     errors = torch.empty((min(BLOCK, columns), rows), dtype=torch.float64)
-    seen = np.empty((columns, rows))
+    counts = np.zeros((CLASSES, 2, MAX_CODE + 1), np.int64)
+    shifts = np.zeros((2, 4, 2))
     for start in range(0, columns, BLOCK):
         end = min(columns, start + BLOCK)
-        block = x[start:end].numpy()
         quantize_block(
-            block, prepared.factor[start:end, start:end].contiguous().numpy(), row_step,
+            x[start:end].numpy(), prepared.factor[start:end, start:end].contiguous().numpy(), row_step,
             column_step[start:end], row_weight, column_weight[start:end], coded.row_spread.astype(np.int64),
             coded.column_spread[start:end].astype(np.int64), CLASS_OFFSET, lengths,
             coded.centroids.astype(np.float64), settings.kappa, ways, quantizer_of, trellis,
-            codes[start:end], errors.numpy(),
+            codes[start:end], errors.numpy(), counts, shifts,
         )  # fmt: skip
-        seen[start:end] = block
         if end < columns and settings.feedback:
             x[end:].addmm_(prepared.factor[start:end, end:].T, errors[: end - start], alpha=-1)
-    codes = np.ascontiguousarray(codes.T)
-    units = seen.T / (row_step[:, None] * column_step)
-    return codes, _centroids(replace(coded, codes=codes), units)
+    return np.ascontiguousarray(codes.T), counts, _centroids(shifts)
 
 
-def _centroids(coded: CodedMatrix, units: Array) -> NDArray[np.float16]:
+def _centroids(shifts: Array) -> NDArray[np.float16]:
     """How much nearer to zero than their points the weights of each quantizer and magnitude lie, in steps."""
-    which = quantizers(coded)
-    size = np.abs(coded.codes).astype(np.int64)
-    points = size if coded.states == 1 else 2 * size - which * (size > 0)
-    off = points - units * np.sign(coded.codes)
-    place = 4 * which + np.minimum(size, 3)
-    count = np.bincount(place.reshape(-1), minlength=8)
-    total = np.bincount(place.reshape(-1), off.reshape(-1), minlength=8)
-    found = total / (count + 8.0)
-    found[[0, 4]] = 0
-    return np.clip(found, -1, 1).reshape(2, 4).astype(np.float16)
+    found = shifts[..., 0] / (shifts[..., 1] + 8.0)
+    return np.clip(found, -1, 1).astype(np.float16)
 
 
+@functools.cache
 def prior_lengths(states: int) -> Array:
     """Bits [CLASSES, 2, MAX_CODE + 1] of an index of a Gaussian whose standard deviation its class says."""
     m = np.arange(MAX_CODE + 1.0)
@@ -242,29 +239,18 @@ def _bits(weights: Array, m: Array) -> Array:
     return -np.log2(signed)
 
 
-def measured_lengths(coded: CodedMatrix) -> Array:
-    """Bits [CLASSES, 2, MAX_CODE + 1] from the codes themselves, a few of the prior's among them."""
-    which, number = quantizers(coded).astype(np.int64), classes(coded).astype(np.int64)
-    size = np.abs(coded.codes).astype(np.int64)
-    width = MAX_CODE + 1
-    place = (2 * number + which) * width + size
-    counts = np.bincount(place.reshape(-1), minlength=CLASSES * 2 * width).reshape(CLASSES, 2, width)
-    signed = np.where(np.arange(width) > 0, 2.0, 1.0)
-    prior = 2.0 ** -prior_lengths(coded.states) * signed
-    mixed = counts + PRIOR_CODES * prior
+def measured_lengths(counts: Array, states: int) -> Array:
+    """Bits [CLASSES, 2, MAX_CODE + 1] from counts of magnitudes, a few of the prior's among them."""
+    signed = np.where(np.arange(MAX_CODE + 1) > 0, 2.0, 1.0)
+    mixed = counts + PRIOR_CODES * 2.0 ** -prior_lengths(states) * signed
     shares = mixed / mixed.sum(2, keepdims=True) / signed
     lengths: Array = -np.log2(np.maximum(shares, 2.0**-20))
     return lengths
 
 
-def code_bits(coded: CodedMatrix) -> float:
-    """The entropy of the codes under one table for each class and quantizer that fits them exactly."""
-    which, number = quantizers(coded).astype(np.int64), classes(coded).astype(np.int64)
-    size = np.abs(coded.codes).astype(np.int64)
-    width = MAX_CODE + 1
-    place = (2 * number + which) * width + size
-    counts = np.bincount(place.reshape(-1), minlength=CLASSES * 2 * width).reshape(-1, width)
-    total = counts.sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(counts > 0, counts * np.log2(counts / np.maximum(total, 1)[:, None]), 0)
-    return float(-logs.sum() + counts[:, 1:].sum())
+def entropy_bits(counts: Array) -> float:
+    """Bits of the codes that ``counts`` tells of, under a table of their own for each class and quantizer."""
+    flat = counts.reshape(-1, counts.shape[-1])
+    total = np.maximum(flat.sum(1, keepdims=True), 1)
+    logs = np.where(flat > 0, flat * np.log2(np.maximum(flat, 1) / total), 0)
+    return float(flat[:, 1:].sum() - logs.sum())

@@ -13,8 +13,7 @@ input embedding ``H = E[g g^T]`` at its output, and a row matters as often as it
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,28 +24,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-HEAD_FLOOR = 0.3  # added to every row of lm_head, in means: a token that never occurs still has a logit
-EMBEDDING_FLOOR = 1.0  # added to the frequency of every token, in means
-FEW = 256  # tokens of its siblings that an expert's own statistics are mixed with
-
-Key = tuple[int, int]  # address and number of rows of a weight
+Key = tuple[int, int]  # address and number of outputs of a weight
 
 
 @dataclass
 class Statistics:
-    """``hessian`` [columns, columns] float32, shared by matrices with the same input; ``sensitivity`` [rows]."""
+    """``hessian`` [columns, columns] float32, which several matrices may share; ``sensitivity`` [rows]."""
 
     hessian: torch.Tensor
     sensitivity: NDArray[np.float64]
-
-
-@dataclass
-class Site:
-    """Sums over the tokens that reached one matrix."""
-
-    rows: int
-    gradient: torch.Tensor  # sum of g^2 [rows]
-    inputs: Inputs | None = None
 
 
 @dataclass
@@ -58,15 +44,34 @@ class Inputs:
 
 
 @dataclass
-class Sums(TorchFunctionMode):
-    """Watches every product of an input with a wanted weight, whatever module does it.
+class Site:
+    """Sums over the tokens that reached one weight."""
 
-    Fused experts too: the slice of a stacked weight is known by its address.
+    inputs: Inputs
+    squares: torch.Tensor  # sum of g^2 [rows]
+
+
+@dataclass
+class Looked:
+    """Sums over the tokens that were looked up in an embedding."""
+
+    counts: torch.Tensor  # [vocabulary]
+    products: torch.Tensor  # sum of g g^T at its output [width, width]
+
+
+@dataclass
+class Sums(TorchFunctionMode):
+    """Watches every product of an input with a wanted weight, and every look-up, whatever module does it.
+
+    A weight is known by its address, and so are the parts of a stacked one (fused experts).
     """
 
-    wanted: Mapping[Key, str]
+    wanted: Collection[int]
     sensitivity: bool
-    sites: dict[str, Site] = field(default_factory=dict)
+    sites: dict[Key, Site] = field(default_factory=dict)
+    looked: dict[int, Looked] = field(default_factory=dict)
+    doubt: torch.Tensor | None = None  # sum of p (1 - p) [vocabulary]
+    tokens: int = 0
     _last: tuple[torch.Tensor, Inputs] | None = None
 
     def __post_init__(self) -> None:
@@ -76,36 +81,51 @@ class Sums(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if func is functional.embedding:
+            return self._look(args[0], args[1], output)
         found = _operands(func, args, kwargs or {})
-        if found is not None:
+        if found is not None and found[1].data_ptr() in self.wanted:
             inputs, weight, turned = found
-            name = self.wanted.get((weight.data_ptr(), weight.shape[1 if turned else 0]))
-            if name is not None:
-                self._note(name, inputs, output)
+            self._note((weight.data_ptr(), int(weight.shape[1 if turned else 0])), inputs, output)
         return output
 
-    def _note(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        with torch.no_grad(), torch._C.DisableTorchFunction():
-            site = self.sites.get(name)
-            if site is None:
-                rows = output.shape[-1]
-                site = self.sites[name] = Site(rows, torch.zeros(rows, device=output.device))
-            same = self._last is not None and self._last[0] is inputs
-            if site.inputs is None:
-                width = inputs.shape[-1]
-                fresh = Inputs(torch.zeros(width, width, device=inputs.device))
-                site.inputs = self._last[1] if same and self._last else fresh
-            if not (same and self._last and self._last[1] is site.inputs):
-                flat = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-                site.inputs.products.addmm_(flat.T, flat)
-                site.inputs.tokens += len(flat)
-            self._last = (inputs, site.inputs)
+    def _note(self, key: Key, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        same = self._last if self._last is not None and self._last[0] is inputs else None
+        site = self.sites.get(key)
+        if site is None:
+            width, device = inputs.shape[-1], output.device
+            shared = same[1] if same else Inputs(torch.zeros(width, width, device=device))
+            site = self.sites[key] = Site(shared, torch.zeros(key[1], device=device))
+        if not (same and same[1] is site.inputs):
+            flat = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+            site.inputs.products.addmm_(flat.T, flat)
+            site.inputs.tokens += len(flat)
+        self._last = (inputs, site.inputs)
         if self.sensitivity and output.requires_grad:
             output.register_hook(lambda gradient, site=site: _add_squares(site, gradient))
 
+    def _look(self, tokens: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        size, width = weight.shape
+        seen = self.looked.get(weight.data_ptr())
+        if seen is None:
+            seen = self.looked[weight.data_ptr()] = Looked(
+                torch.zeros(size, device=output.device), torch.zeros(width, width, device=output.device)
+            )
+        seen.counts += torch.bincount(tokens.reshape(-1), minlength=size)
+        if not self.sensitivity:
+            return output
+        output = output.detach().requires_grad_()
+        output.register_hook(lambda gradient, seen=seen: _add_products(seen, gradient))
+        return output
+
 
 def _add_squares(site: Site, gradient: torch.Tensor) -> None:
-    site.gradient += gradient.detach().reshape(-1, site.rows).float().square().sum(0)
+    site.squares += gradient.detach().reshape(-1, len(site.squares)).float().square().sum(0)
+
+
+def _add_products(seen: Looked, gradient: torch.Tensor) -> None:
+    flat = gradient.detach().reshape(-1, gradient.shape[-1]).float()
+    seen.products.addmm_(flat.T, flat)
 
 
 def _operands(
@@ -121,72 +141,42 @@ def _operands(
     return None
 
 
-@dataclass
-class Outer:
-    """Sums for the embedding and the head."""
-
-    frequency: torch.Tensor  # [vocabulary]
-    curvature: torch.Tensor  # sum of g g^T at the embedding's output
-    doubt: torch.Tensor  # sum of p (1 - p) [vocabulary]
-    tokens: int = 0
-
-
 def collect(
     model: PreTrainedModel,
     sequences: Sequence[Sequence[int]],
-    wanted: Mapping[Key, str],
+    wanted: Collection[int],
     *,
     sensitivity: bool = True,
     batch: int = 8,
     seed: int = 0,
-) -> tuple[dict[str, Site], Outer]:
-    """One pass over ``sequences``, forward and, for ``sensitivity``, backward."""
-    sums, outer = Sums(wanted, sensitivity), _outer(model)
+) -> Sums:
+    """One pass over ``sequences`` (token ids), forward and, for ``sensitivity``, backward.
+
+    ``wanted``: addresses of the weights, or parts of weights, whose sites are kept.
+    """
+    sums = Sums(wanted, sensitivity)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    embedding = model.get_input_embeddings()
     model.requires_grad_(False)
     for tokens in _batches(sequences, batch, model.device):
-        caught: list[torch.Tensor] = []
-        handle = embedding.register_forward_hook(lambda *a, caught=caught: _catch(a[2], caught, sensitivity))
         with sums, torch.set_grad_enabled(sensitivity):
             logits = model(tokens, use_cache=False).logits.float()
-        handle.remove()
-        _add_outer(outer, tokens, logits)
+        sums._last = None
+        sums.tokens += tokens.numel()
+        flat = logits.reshape(-1, logits.shape[-1])
+        sums.doubt = _doubt(flat.detach()) + (0 if sums.doubt is None else sums.doubt)
         if sensitivity:
-            logits = logits.reshape(-1, logits.shape[-1])
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-            functional.cross_entropy(logits, drawn, reduction="sum").backward()
-            gradient = caught[0].grad
-            assert gradient is not None
-            flat = gradient.reshape(-1, gradient.shape[-1]).float()
-            outer.curvature.addmm_(flat.T, flat)
-    return sums.sites, outer
+            drawn = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
+            functional.cross_entropy(flat, drawn, reduction="sum").backward()
+    return sums
 
 
-def _catch(output: torch.Tensor, caught: list[torch.Tensor], gradient: bool) -> torch.Tensor:
-    leaf = output.detach().requires_grad_(gradient)
-    caught.append(leaf)
-    return leaf
-
-
-def _outer(model: PreTrainedModel) -> Outer:
-    vocabulary, width = model.get_input_embeddings().weight.shape
-    device = model.device
-    return Outer(
-        torch.zeros(vocabulary, device=device),
-        torch.zeros(width, width, device=device),
-        torch.zeros(vocabulary, device=device),
-    )
-
-
-def _add_outer(outer: Outer, tokens: torch.Tensor, logits: torch.Tensor) -> None:
-    vocabulary = len(outer.frequency)
-    outer.frequency += torch.bincount(tokens.reshape(-1), minlength=vocabulary)[:vocabulary]
-    outer.tokens += tokens.numel()
-    flat = logits.detach().reshape(-1, logits.shape[-1])
-    for part in flat.split(1024):
+def _doubt(logits: torch.Tensor) -> torch.Tensor:
+    """Sum of p (1 - p) over the tokens: what the loss curves by in each logit."""
+    total = torch.zeros(logits.shape[-1], device=logits.device)
+    for part in logits.split(1024):
         p = part.softmax(-1)
-        outer.doubt += (p * (1 - p)).sum(0)[:vocabulary]
+        total += (p * (1 - p)).sum(0)
+    return total
 
 
 def _batches(
@@ -201,41 +191,3 @@ def _batches(
         group = by_length[length]
         for start in range(0, len(group), batch):
             yield torch.tensor(group[start : start + batch], device=device)
-
-
-def family(name: str) -> str:
-    """The name without the numbers of experts: their statistics are mixed where tokens are few."""
-    return re.sub(r"\bexperts\.\d+\.", "experts.*.", name)
-
-
-def of_body(sites: Mapping[str, Site], tokens: int, *, sensitivity: bool) -> dict[str, Statistics]:
-    """Means from the sums. An expert that few tokens reached borrows from its siblings."""
-    siblings: dict[str, list[Site]] = {}
-    for name, site in sites.items():
-        siblings.setdefault(family(name), []).append(site)
-    found: dict[str, Statistics] = {}
-    means: dict[int, torch.Tensor] = {}
-    for name, site in sites.items():
-        assert site.inputs is not None
-        group = siblings[family(name)]
-        gradient, products, count = site.gradient, site.inputs.products, site.inputs.tokens
-        if len(group) > 1:
-            total = sum(other.inputs.tokens for other in group if other.inputs)
-            borrowed = FEW / max(1, total)
-            gradient = (gradient + borrowed * _mean([other.gradient for other in group])) / (1 + borrowed)
-            products = products + borrowed * _sum([o.inputs.products for o in group if o.inputs])
-            count = count + FEW
-        if id(site.inputs) not in means:
-            means[id(site.inputs)] = products / max(1, count)
-        hessian = means[id(site.inputs)]
-        rows = gradient.double().cpu().numpy() / tokens if sensitivity else np.ones(site.rows)
-        found[name] = Statistics(hessian, rows)
-    return found
-
-
-def _sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(tensors)).sum(0)
-
-
-def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(tensors)).mean(0)

@@ -11,25 +11,14 @@ platform. numba compiles it where it is installed; without it the same code runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-try:
-    from numba import njit as _njit
-except ImportError:  # pragma: no cover - the lock has numba
-    _njit = None
+from rdq.compiled import compiled
 
 INFINITE = 1e300
-
-
-def compiled(function: Function) -> Function:
-    """``function`` as machine code that runs without Python's lock, where numba is installed."""
-    return function if _njit is None else _njit(nogil=True, cache=True)(function)
 
 
 def incoming(next_state: NDArray[Any], quantizer: NDArray[Any]) -> NDArray[np.int64]:
@@ -146,12 +135,16 @@ def quantize_block(  # type: ignore[no-untyped-def]
     next_state,
     codes,
     errors,
+    counts,
+    shifts,
 ):
     """Quantize the columns of a block one after the other, each making up for the errors of those before.
 
     ``x`` [columns, rows] float64 (changed), ``factor`` [columns, columns]: the block of U with its rows divided
-    by their diagonal, ``codes`` [columns, rows] int16 and ``errors`` [columns, rows] are written. A weight of
-    (row, column) is ``v * row_step[row] * column_step[column]``; a squared error of one step costs
+    by their diagonal, ``codes`` [columns, rows] int16 and ``errors`` [columns, rows] are written, and added to
+    are ``counts`` [classes, 2, MAX_CODE + 1] of magnitudes and ``shifts`` [2, 4, 2]: the sum of how much nearer
+    to zero than their points the weights of a quantizer and magnitude lie, in steps, and their number. A weight
+    of (row, column) is ``v * row_step[row] * column_step[column]``; a squared error of one step costs
     ``row_weight[row] * column_weight[column]``.
     """
     columns, rows = x.shape
@@ -182,6 +175,10 @@ def quantize_block(  # type: ignore[no-untyped-def]
             if states > 1:
                 value = 2.0 * m - (quantizer if m > 0 else 0)
                 state = next_state[state, m & 1]
+            counts[classes[row], quantizer, m] += 1
+            if k != 0:
+                shifts[quantizer, min(m, 3), 0] += value - abs(z[row])
+                shifts[quantizer, min(m, 3), 1] += 1
             value -= delta[quantizer, min(m, 3)]
             if k < 0:
                 value = -value
