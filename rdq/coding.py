@@ -29,6 +29,7 @@ from rdq.coded import (
 )
 from rdq.compiled import COMPILED
 from rdq.errors import RdqError
+from rdq.symbols import varint, varints
 from rdq.tables import Tables
 
 if COMPILED:
@@ -53,6 +54,8 @@ class Header:
 
     rows: int
     columns: int
+    stack: int
+    transposed: bool
     panel: int
     """Columns of a panel; the last may have fewer."""
     lanes: int
@@ -66,6 +69,12 @@ class Header:
     end: int
     """Place of the first panel in the payload."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights."""
+        sides = (self.rows // self.stack, self.columns)
+        return (self.stack,) * (self.stack > 1) + (sides[::-1] if self.transposed else sides)
+
     def panels(self) -> Iterator[tuple[int, int, int, int]]:
         """(first column, columns, lanes, words) of each panel."""
         for number, words in enumerate(self.words):
@@ -74,13 +83,25 @@ class Header:
             yield first, width, min(self.lanes, width), words
 
 
-def encode(m: CodedMatrix, tables: Tables, *, threads: int = 1, module: Any = None) -> bytes:
+def encode(
+    m: CodedMatrix,
+    tables: Tables,
+    *,
+    stack: int = 1,
+    transposed: bool = False,
+    threads: int = 1,
+    module: Any = None,
+) -> bytes:
     """The payload of a matrix.
 
     tables: need not suit it (what they hold no frequency for is escaped), but reading needs the same ones.
-    threads: so many panels are coded at once; the bytes are the same for any number.
+    stack: the rows are those of so many matrices of equal shape, one after the other: a tensor of three
+    dimensions. transposed: the weights are stored with their last two dimensions exchanged, as `Conv1D` has
+    them. threads: so many panels are coded at once; the bytes are the same for any number.
     """
     rows, columns = m.shape
+    if stack < 1 or rows % stack:
+        raise RdqError(f"coded matrix: {rows} rows are not those of {stack} matrices of equal shape")
     panel, many = lanes.panels(rows, columns)
     kernel = module or kernels()
     look, arguments = lanes.lookup(tables), _contexts(m)
@@ -94,9 +115,9 @@ def encode(m: CodedMatrix, tables: Tables, *, threads: int = 1, module: Any = No
 
     parts = _mapped(coded, range(0, columns, panel), threads)
     vectors = side.pack(m.row_scale, m.column_scale, m.row_spread, m.column_spread)
-    out = bytearray(_FIXED.pack(MAGIC, m.states, m.step, tables.crc))
-    for number in (rows, columns, panel, many, len(vectors), *(words.size for _, words in parts)):
-        out += _varint(number)
+    out = bytearray(_FIXED.pack(MAGIC, m.states | transposed << 7, m.step, tables.crc))
+    for number in (stack, rows, columns, panel, many, len(vectors), *(words.size for _, words in parts)):
+        out += varint(number)
     out += m.centroids.astype("<f2").tobytes() + vectors
     for states, words in parts:
         out += states.tobytes() + words.tobytes()
@@ -110,9 +131,7 @@ def decode(
     header = parse(data, where)
     codes = np.empty((header.rows, header.columns), np.int16)
     vectors = _decode(data, header, tables, where, threads, module, codes=codes)
-    row_scale, column_scale, row_spread, column_spread = vectors
-    return CodedMatrix(codes, row_scale, column_scale, row_spread, column_spread, header.step,
-    header.centroids, header.states)  # fmt: skip
+    return CodedMatrix(codes, *vectors, header.step, header.centroids, header.states)
 
 
 def decode_weights(
@@ -124,7 +143,7 @@ def decode_weights(
     threads: int = 1,
     module: Any = None,
 ) -> torch.Tensor:
-    """The weights [rows, columns] of a payload, on the CPU: those of `dequantize`, rounded once to dtype.
+    """The weights of a payload, on the CPU: those of `dequantize`, rounded once to dtype, in their own shape.
 
     float32 and bfloat16 are made in the same pass as the indices are decoded; other types from a float32
     matrix.
@@ -137,7 +156,10 @@ def decode_weights(
         _decode(data, header, tables, where, threads, module, halves=halves)
     else:
         _decode(data, header, tables, where, threads, module, floats=out.numpy())
-    return out.to(dtype)
+    out = out.to(dtype).unflatten(0, (header.stack, -1))
+    if header.transposed:
+        out = out.transpose(1, 2).contiguous()
+    return out if header.stack > 1 else out[0]
 
 
 def parse(data: Data, where: str = "matrix") -> Header:
@@ -158,28 +180,20 @@ def parse(data: Data, where: str = "matrix") -> Header:
 
 def _parsed(view: memoryview) -> Header:
     """The header of a payload whose checksum fits; ValueError or IndexError if no encoder wrote it."""
-    _, states, step, crc = _FIXED.unpack_from(view)
-    place = _FIXED.size
-    numbers: list[int] = []
-
-    def varints(count: int) -> None:
-        nonlocal place
-        for _ in range(count):
-            value = shift = 0
-            while view[place] & 128:
-                value, shift, place = value | (view[place] & 127) << shift, shift + 7, place + 1
-            numbers.append(value | view[place] << shift)
-            place += 1
-
-    varints(5)
-    rows, columns, panel, many, size = numbers
+    _, kind, step, crc = _FIXED.unpack_from(view)
+    states = kind & 127
+    (stack, rows, columns, panel, many, size), place = varints(view, _FIXED.size, 6)
     if not 0 < rows * columns < 1 << 48 or not 0 < many <= panel <= columns or states not in NEXT_STATE:
         raise ValueError(f"{rows} × {columns}, panels of {panel}, {many} lanes, {states} states")
-    varints(-(-columns // panel))
+    if not stack or rows % stack:
+        raise ValueError(f"{rows} rows in {stack} matrices")
+    words, place = varints(view, place, -(-columns // panel))
     centroids = np.frombuffer(view[place : place + 16], "<f2").reshape(2, 4).astype(np.float16)
     end = place + 16 + size
-    header = Header(rows, columns, panel, many, states, step, crc, centroids, bytes(view[place + 16 : end]),
-                    tuple(numbers[5:]), end)  # fmt: skip
+    header = Header(
+        rows, columns, stack, kind > 127, panel, many, states, step, crc, centroids,
+        bytes(view[place + 16 : end]), tuple(words), end,
+    )  # fmt: skip
     if end + sum(4 * many + 2 * words for _, _, many, words in header.panels()) + 4 != len(view):
         raise ValueError("its parts are not as long as it says")
     return header
@@ -239,12 +253,3 @@ def _mapped(function: Callable[[Any], Any], items: Any, threads: int) -> list[An
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, items))
-
-
-def _varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, least first, the top bit set on all but the last."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])

@@ -1,4 +1,4 @@
-"""How often each magnitude of an index occurs in each class and quantizer: what the frequency tables are made of."""
+"""How often each magnitude occurs in each class and quantizer: what frequency tables are made of."""
 
 from __future__ import annotations
 

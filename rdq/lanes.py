@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rdq.tables import SYMBOLS, TOTAL, Tables
+from rdq.symbols import SYMBOLS, TOTAL
+from rdq.tables import Tables
 
 Array = npt.NDArray[Any]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rdq.coded import CLASSES, MAX_CODE
 from rdq.compiled import compiled
 from rdq.lanes import LOWEST, NO_INDEX, TOO_LONG, TOO_SHORT
-from rdq.tables import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, WIDEST
+from rdq.symbols import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, WIDEST
 
 Array = npt.NDArray[Any]
 
@@ -91,7 +91,8 @@ def encode_panel(
 @compiled
 def _row(
     words: Array, p: int, states: Array, first: int, width: int,
-    row_class: int, column_class: Array, decode: Array, after: Array, quantizer: Array, table_of: Array, trellis: Array, before: Array, codes: Array,
+    row_class: int, column_class: Array, decode: Array, after: Array, quantizer: Array, table_of: Array,
+    trellis: Array, before: Array, codes: Array,
 ) -> int:  # fmt: skip
     """Decodes one row of a panel into codes (int16 [width]); before: the trellis state that read each index.
 

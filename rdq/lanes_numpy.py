@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rdq.coded import CLASSES, MAX_CODE
 from rdq.lanes import LOWEST, NO_INDEX, TOO_LONG, TOO_SHORT
-from rdq.tables import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, WIDEST
+from rdq.symbols import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, WIDEST
 
 Array = npt.NDArray[Any]
 

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,10 @@ import numpy.typing as npt
 from rdq.coded import CLASS_OFFSET, CLASSES, MAX_CODE, CodedMatrix
 from rdq.counting import magnitudes
 from rdq.errors import RdqError
+from rdq.symbols import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, UNUSED, WIDEST, packed, unpacked
 
 Array = npt.NDArray[Any]
 
-PRECISION = 12
-TOTAL = 1 << PRECISION
-WIDEST = 127
-"""The largest magnitude that a table can hold."""
-ESCAPE = 2 * WIDEST + 1
-"""The symbol of an escape; that of an index k is k + WIDEST."""
-SYMBOLS = ESCAPE + 1
-RAW_BITS = 9
-"""Plain bits after an escape: k + MAX_CODE."""
 CENTRE_CLASS = 2 * 128 - CLASS_OFFSET
 """The class whose indices have the standard deviation 1."""
 
@@ -61,7 +53,7 @@ class Tables:
 
     @cached_property
     def distinct(self) -> tuple[Array, Array]:
-        """(uint16 [n, SYMBOLS] without repetition, int32 [CLASSES * 2]: each class × quantizer's place there)"""
+        """(uint16 [n, SYMBOLS] without repetition, int32 [CLASSES * 2]: where each class × quantizer is)"""
         rows, place = np.unique(self.frequencies.reshape(-1, SYMBOLS), axis=0, return_inverse=True)
         return rows, place.reshape(-1).astype(np.int32)
 
@@ -70,42 +62,27 @@ class Tables:
         """The checksum that a matrix names its tables by."""
         return zlib.crc32(self.frequencies.astype("<u2").tobytes())
 
-    @classmethod
-    def gaussian(cls) -> Tables:
+    @staticmethod
+    @cache
+    def gaussian() -> Tables:
         """What is assumed before anything is counted: a normal distribution of each class's standard
         deviation.
 
-        Made with floating-point functions that may round differently elsewhere, so a file always brings its
-        own.
+        Made with floating-point functions that may round differently elsewhere, so a file brings its own.
         """
-        return cls(np.stack([_frequencies(share) for share in _gaussian().reshape(-1, MAX_CODE + 1)])
-                   .reshape(CLASSES, 2, SYMBOLS))  # fmt: skip
+        rows = [_frequencies(share) for share in _gaussian().reshape(-1, MAX_CODE + 1)]
+        return Tables(np.stack(rows).reshape(CLASSES, 2, SYMBOLS))
 
     def to_bytes(self) -> bytes:
-        """Deflated: one byte for each class × quantizer, and the frequencies of each table not seen before."""
-        out = bytearray()
-        before = np.zeros(SYMBOLS, np.uint16)
-        for table in self.frequencies.transpose(1, 0, 2).reshape(-1, SYMBOLS):
-            if np.array_equal(table, _UNUSED):
-                out.append(0)
-                continue
-            if np.array_equal(table, before):
-                out.append(1)
-                continue
-            before = table
-            widest = int(np.flatnonzero(table[WIDEST:ESCAPE]).max())
-            out.append(2 + widest)
-            for value in (table[ESCAPE], *table[WIDEST + 1 : WIDEST + 1 + widest]):
-                out += _varint(int(value))
-        return zlib.compress(bytes(out), 9)
+        """A few hundred bytes: see `symbols.packed`."""
+        return packed(self.frequencies)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Tables:
         """What `to_bytes` wrote; RdqError if it is not that."""
         try:
-            plain = zlib.decompress(data)
-            return cls(_parsed(plain))
-        except (zlib.error, IndexError, OverflowError, ValueError) as error:
+            return cls(unpacked(data))
+        except (zlib.error, IndexError, OverflowError, StopIteration, ValueError) as error:
             raise RdqError(f"tables: damaged ({error}); get the file again") from None
 
     def pruned(self, counts: Array) -> Tables:
@@ -114,7 +91,7 @@ class Tables:
         counts: int64 [CLASSES, 2, MAX_CODE + 1], as of `magnitudes`.
         """
         kept = self.frequencies.copy()
-        kept[counts.sum(-1) == 0] = _UNUSED
+        kept[counts.sum(-1) == 0] = UNUSED
         return Tables(kept)
 
 
@@ -155,9 +132,6 @@ def ideal_bits(counts: Array, tables: Tables) -> float:
 
 _PRIOR_WEIGHT = 4.0
 """Indices that the Gaussian counts for beside those really counted."""
-_UNUSED = np.zeros(SYMBOLS, np.uint16)
-_UNUSED[[WIDEST, ESCAPE]] = TOTAL - 1, 1
-"""The table of a class that codes nothing: zero, or an escape."""
 
 
 def _gaussian() -> Array:
@@ -232,45 +206,3 @@ def _groups(counts: Array) -> list[Array]:
             break
         groups[best : best + 2] = [np.concatenate(groups[best : best + 2])]
     return groups
-
-
-def _varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, least first, the top bit set on all but the last."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _parsed(data: bytes) -> Array:
-    """The frequencies in what `Tables.to_bytes` deflated; ValueError, IndexError, OverflowError if damaged."""
-    place = 0
-
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while data[place] & 128:
-            value, shift, place = value | (data[place] & 127) << shift, shift + 7, place + 1
-        value, place = value | data[place] << shift, place + 1
-        return value
-
-    out = np.zeros((2 * CLASSES, SYMBOLS), np.uint16)
-    before = _UNUSED
-    for table in out:
-        code, place = data[place], place + 1
-        if code == 0:
-            table[:] = _UNUSED
-        elif code == 1:
-            table[:] = before
-        else:
-            widest = code - 2
-            values = [varint() for _ in range(widest + 1)]
-            table[ESCAPE] = values[0]
-            table[WIDEST + 1 : WIDEST + 1 + widest] = values[1:]
-            table[WIDEST - widest : WIDEST] = values[:0:-1]
-            table[WIDEST] = TOTAL - values[0] - 2 * sum(values[1:])
-            before = table
-    if place != len(data):
-        raise ValueError("bytes are left over")
-    return out.reshape(2, CLASSES, SYMBOLS).transpose(1, 0, 2).copy()
