@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rdq import calibration as texts
-from rdq.coded import CLASSES, MAX_CODE, CodedMatrix
-from rdq.coding import decode, encode
 from rdq.errors import RdqError
 from rdq.importance import MODES, settings_of, statistics_of
 from rdq.matrices import Matrix, matrices, read, stored
+from rdq.modeling import load
 from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
-from rdq.search import search
 from rdq.statistics import Statistics, Sums, collect
-from rdq.tables import Tables, from_counts
+from rdq.writing import Writer
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -31,7 +28,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
 KL_VALUES = 1 << 28  # of reference predictions kept
-START = 1e-4
 
 
 @dataclass(frozen=True)
@@ -85,14 +81,15 @@ class Compressor:
         """Reads the model and runs it over the calibration text. Raises RdqError for what cannot be."""
         self.folder, self.options = model_dir, options
         self.tensors = stored(model_dir)
-        self._model: PreTrainedModel | None = _load(model_dir)
+        self._model = model = _load(model_dir)
         self._prepared: dict[str, Prepared] = {}
         self._kept = 0
         self._reference: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
-        model = self._model
         self.matrices = matrices(model, self.tensors)
         if not self.matrices:
             raise RdqError(f"{model_dir}: holds no matrix to quantize; name the folder of a language model")
+        self._names = {matrix.name for matrix in self.matrices}
+        self.tied = any(matrix.kind == "tied" for matrix in self.matrices)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         sequences = self._sequences(model)
         self._held = sequences[-max(1, len(sequences) // 8) :]
@@ -141,61 +138,39 @@ class Compressor:
 
         ``measure``: also load it and measure the divergence from the original.
         """
-        out.mkdir(parents=True, exist_ok=True)
-        counts = np.zeros((CLASSES, 2, MAX_CODE + 1), np.int64)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-            spilled = _Spilled(Path(scratch))
+        predicted: dict[str, tuple[Matrix, float]] = {}
+        with Writer(out) as writer:
+            for name, path in self.tensors.items():
+                if name not in self._names and not (self.tied and name == "lm_head.weight"):
+                    writer.add_plain(name, read(path, name))
             for matrix, found in self.quantized(c):
-                counts += found.counts
-                spilled.put(matrix, found)
-            rows = self._write(out, spilled, from_counts(counts).pruned(counts))
+                writer.add_matrix(matrix.name, found.coded, transposed=matrix.turned)
+                predicted[matrix.name] = matrix, found.predicted_bytes
+            written = writer.close(_config(self.folder))
         copy_tokenizer(self.folder, out)
         kl = self.divergence(out) if measure else None
+        rows = [
+            Row(w.name, predicted[w.name][0].kind, w.weights, predicted[w.name][1], w.size_bytes)
+            if w.name in predicted
+            else Row(w.name, "plain", w.weights, w.size_bytes, w.size_bytes)
+            for w in written
+        ]
         return _report(c, out, self.parameters, kl, self.options.mode, rows)
 
-    def _write(self, out: Path, spilled: _Spilled, tables: Tables) -> list[Row]:
-        quantized = {matrix.name for matrix in self.matrices}
-        tied = self.folder_ties()
-        rows = []
-        with Writer(out, self.folder / "config.json", tables) as writer:
-            for name, path in self.tensors.items():
-                if name in quantized or (tied and name == "lm_head.weight"):
-                    continue
-                writer.add(name, read(path, name))
-            for matrix, coded, predicted in spilled:
-                size = writer.add_matrix(matrix.name, coded, turned=matrix.turned)
-                rows.append(Row(matrix.name, matrix.kind, coded.codes.size, predicted, size))
-        return rows
+    def measured(self, report: Report, folder: Path) -> Report:
+        """The report with the divergence of its folder."""
+        return replace(report, kl=self.divergence(folder))
 
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on an eighth of the calibration text."""
         if self._reference is None:
-            vocabulary = int(self.matrices and self._model.config.get_text_config().vocab_size)
+            vocabulary = int(self._model.config.get_text_config().vocab_size)
             most = max(1, KL_VALUES // vocabulary // len(self._held[0]))
             held = self._held[:most]
             batches = [torch.tensor(held[i : i + 8]) for i in range(0, len(held), 8)]
             self._reference = texts.predictions(self._model, batches), batches
         model = load(folder, dtype=self._model.dtype)
         return texts.divergence(self._reference[0], model, self._reference[1])
-
-
-class _Spilled:
-    """Quantized matrices on disk until the tables of all of them are known."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._tables = folder, Tables.gaussian()
-        self._matrices: list[tuple[Matrix, float]] = []
-
-    def put(self, matrix: Matrix, found: Quantized) -> None:
-        path = self._folder / str(len(self._matrices))
-        path.write_bytes(encode(found.coded, self._tables))
-        self._matrices.append((matrix, found.predicted_bytes))
-
-    def __iter__(self) -> Iterator[tuple[Matrix, CodedMatrix, float]]:
-        for number, (matrix, predicted) in enumerate(self._matrices):
-            path = self._folder / str(number)
-            yield matrix, decode(path.read_bytes(), self._tables, where=matrix.name), predicted
-            path.unlink()
 
 
 def _load(folder: Path) -> PreTrainedModel:
@@ -213,3 +188,18 @@ def copy_tokenizer(folder: Path, out: Path) -> None:
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content.pop("_name_or_path", None)  # the result must not lead back to the original
+    return content
+
+
+def _report(
+    c: float, out: Path, parameters: int, kl: float | None, mode: str, rows: Sequence[Row]
+) -> Report:
+    sizes = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    weight_bytes = sum(size for name, size in sizes.items() if name not in TOKENIZER_FILES)
+    bits = 8 * weight_bytes / parameters
+    return Report(c, bits, weight_bytes, sum(sizes.values()), kl, mode, tuple(rows))

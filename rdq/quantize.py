@@ -130,6 +130,11 @@ class Quantized:
     coded: CodedMatrix
     counts: NDArray[np.int64]
 
+    @property
+    def predicted_bytes(self) -> float:
+        """Codes under tables of their own, and about a byte for each row and column."""
+        return entropy_bits(self.counts) / 8 + sum(self.coded.shape)
+
 
 @dataclass(frozen=True)
 class _Steps:
