@@ -115,6 +115,10 @@ class Container:
         )
         return plain.to(dtype) if dtype and plain.is_floating_point() else plain
 
+    def tail(self, name: str) -> bytes:
+        """The last 16 bytes of the tensor, by which a payload is known again."""
+        return self._bytes(name)[-16:]
+
     def verify(self) -> None:
         """Checks every checksum; RdqError, naming file and tensor, at the first that does not fit."""
         for name, (_, entry) in self._where.items():
