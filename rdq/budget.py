@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
 
 @dataclass(frozen=True)
 class Budget:
-    """One of: ``bits`` per weight (all files but the tokenizer's), ``size`` in bytes of the folder, ``kl``."""
+    """One of: ``bits`` per weight (all files but the tokenizer's), bytes of the folder (``size``), ``kl``."""
 
     bits: float | None = None
     kl: float | None = None
@@ -44,12 +43,15 @@ class Budget:
         return report.bits if self.bits is not None else float(report.folder_bytes)
 
 
-def compress(model_dir: Path, out: Path, budget: Budget, options: Options | None = None) -> Report:
+def compress(
+    model_dir: Path, out: Path, budget: Budget, options: Options | None = None, *, measure: bool = True
+) -> Report:
     """Compress the model in ``model_dir`` into ``out`` within ``budget``.
 
-    Raises RdqError where the model cannot be read or the budget not be met.
+    ``measure``: the divergence too, where the budget does not need it. Raises RdqError where the model cannot
+    be read or the budget not be met.
     """
-    return Session(model_dir, options).compress(out, budget)
+    return Session(model_dir, options).compress(out, budget, measure=measure)
 
 
 class Session:
@@ -89,16 +91,3 @@ class Session:
             tolerance=KL_TOLERANCE if budget.of == "kl" else SIZE_TOLERANCE,
             rises=budget.of == "kl",
         )
-
-
-def curve(
-    model_dir: Path, out: Path, bits: Sequence[float], options: Options | None = None,
-    done: Callable[[Report], None] = lambda report: None,
-) -> list[Report]:  # fmt: skip
-    """One folder ``out/BITS`` for each of ``bits``, from one set of statistics."""
-    session = Session(model_dir, options)
-    reports = []
-    for wanted in bits:
-        reports.append(session.compress(out / f"{wanted:g}", Budget(bits=wanted)))
-        done(reports[-1])
-    return reports

@@ -12,9 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rdq.errors import RdqError
 
 
-def of_file(
-    path: Path, tokenizer: PreTrainedTokenizerBase, samples: int, length: int
-) -> list[list[int]]:
+def of_file(path: Path, tokenizer: PreTrainedTokenizerBase, samples: int, length: int) -> list[list[int]]:
     """At most ``samples`` sequences of ``length`` tokens from a ``.jsonl`` (key ``text``) or plain text file.
 
     Documents are ended with the end-of-text token, put one after the other and cut. Raises RdqError where

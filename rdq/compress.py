@@ -18,7 +18,7 @@ from rdq.importance import MODES, settings_of, statistics_of
 from rdq.matrices import Matrix, matrices, read, stored
 from rdq.modeling import load
 from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
-from rdq.statistics import Statistics, Sums, collect
+from rdq.statistics import Sums, collect
 from rdq.writing import Writer
 
 TOKENIZER_FILES = (
@@ -196,9 +196,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _report(
-    c: float, out: Path, parameters: int, kl: float | None, mode: str, rows: Sequence[Row]
-) -> Report:
+def _report(c: float, out: Path, parameters: int, kl: float | None, mode: str, rows: Sequence[Row]) -> Report:
     sizes = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
     weight_bytes = sum(size for name, size in sizes.items() if name not in TOKENIZER_FILES)
     bits = 8 * weight_bytes / parameters

@@ -68,7 +68,9 @@ def _known(matrix: Matrix, sums: Sums, families: Mapping[str, list[Site]]) -> St
     # One tensor for both: the sum of two Kronecker products, taken as the product of sums.
     weights = body.sensitivity.mean(), looked.sensitivity.mean()
     shapes = [part.sensitivity / max(part.sensitivity.mean(), 1e-30) for part in (body, looked)]
-    scales = [float(w * part.hessian.diagonal().mean()) for w, part in zip(weights, (body, looked), strict=True)]
+    scales = [
+        float(w * part.hessian.diagonal().mean()) for w, part in zip(weights, (body, looked), strict=True)
+    ]
     share = scales[0] / max(sum(scales), 1e-30)
     rows = share * shapes[0] + (1 - share) * shapes[1]
     return Statistics(weights[0] * body.hessian + weights[1] * looked.hessian, rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,8 +30,8 @@ class Matrix:
     """A tensor of the checkpoint to quantize.
 
     ``kind``: "body", "head", "embedding", or "tied" (one tensor for both). ``turned``: stored as [in, out].
-    ``address``, ``outputs``: the weight of the running model that it is, or is a part of; ``first``: its first
-    row there. ``address`` 0: it was not found there.
+    ``address``, ``outputs``: the weight of the running model that it is, or is a part of, beginning with row
+    ``first``.
     """
 
     name: str
@@ -99,8 +99,8 @@ def matrices(model: PreTrainedModel, tensors: Mapping[str, Path]) -> list[Matrix
         if module is not None:
             matrix = _of_module(model, module, name, (shape[0], shape[1]))
         else:
-            matrix = slices.get(_fingerprint(read(path, name)))
-            matrix = matrix and Matrix(name, (shape[0], shape[1]), **_place(matrix))
+            part_of = slices.get(_fingerprint(read(path, name)))
+            matrix = replace(part_of, name=name) if part_of else None
         if matrix:
             found.append(matrix)
     return found
@@ -124,10 +124,6 @@ def _of_module(
     if isinstance(module, torch.nn.Linear):
         return Matrix(name, shape, "head" if module is head else "body", address=address, outputs=shape[0])
     return None
-
-
-def _place(matrix: Matrix) -> dict[str, object]:
-    return {name: getattr(matrix, name) for name in ("kind", "turned", "address", "outputs", "first")}
 
 
 def _slices(model: PreTrainedModel) -> dict[Fingerprint, Matrix]:

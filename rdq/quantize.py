@@ -1,17 +1,18 @@
 """One matrix to codes: steps from what each row and column matters, error feedback, code length as a cost.
 
-With ``KL = 1/2 sum_i sensitivity[i] dW[i] H dW[i]^T`` (see ``statistics``) and ``(H + damping)^-1 = U^T U``, ``U``
-upper triangular, feeding the error of each column to the later ones (OPTQ/GPTQ, Frantar et al. 2022,
-arXiv:2210.17323) leaves ``1/2 sum_ij sensitivity[i] * e_ij^2 / U_jj^2``, with ``e`` the errors of rounding alone.
-A code of step a costs ``h - log2(a)`` bits, so bytes are spent best where ``sensitivity[i] * a_ij^2 / U_jj^2`` is
-the same everywhere: ``a_ij = c * sensitivity[i]^-1/2 * U_jj`` with one c for the whole model (the columns'
-part: WaterSIC, Lifar et al. 2026, arXiv:2603.04956).
+With ``KL = 1/2 sum_i sensitivity[i] dW[i] H dW[i]^T`` (see ``statistics``) and ``(H + damping)^-1 = U^T U``,
+``U`` upper triangular, feeding the error of each column to the later ones (GPTQ, Frantar et al. 2022,
+arXiv:2210.17323) leaves ``1/2 sum_ij sensitivity[i] * e_ij^2 / U_jj^2``, with ``e`` the errors of rounding
+alone. A code of step a costs ``h - log2(a)`` bits, so bytes are spent best where
+``sensitivity[i] * a_ij^2 / U_jj^2`` is the same everywhere: ``a_ij = c * sensitivity[i]^-1/2 * U_jj`` with
+one c for the whole model (the columns' part: WaterSIC, arXiv:2603.04956).
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from rdq.errors import RdqError
 from rdq.statistics import Statistics
 from rdq.trellis import incoming, quantize_block
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 BLOCK = 128
 PRIOR_CODES = 24.0  # what a table of one matrix starts from: that many codes as the prior has them
 ROOM = 0.85  # of the largest index: error feedback moves weights outwards
@@ -164,9 +165,7 @@ def _steps(row: Array, column: Array) -> _Steps:
     return _Steps(step, stored[0], stored[1])
 
 
-def _passes(
-    matrix: Array, prepared: Prepared, c: float, steps: _Steps, settings: Settings
-) -> Quantized:
+def _passes(matrix: Array, prepared: Prepared, c: float, steps: _Steps, settings: Settings) -> Quantized:
     """First with the prior's code lengths; then with those, and the centroids, of the pass before."""
     per_index = 2 if settings.states > 1 else 1
     units = matrix / (per_index * steps.row_factors()[:, None] * steps.column_factors())
@@ -190,7 +189,7 @@ def _passes(
 def _feedback(
     matrix: Array, prepared: Prepared, c: float, coded: CodedMatrix, lengths: Array, settings: Settings
 ) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.float16]]:
-    """Codes [rows, columns] by blocks of columns, their counts, and the centroids that they turned out to have."""
+    """Codes [rows, columns] by blocks of columns, their counts, and the centroids that they came to."""
     rows, columns = matrix.shape
     x = torch.from_numpy(np.ascontiguousarray(matrix.T))
     steps = _Steps(coded.step, coded.row_scale, coded.column_scale)
@@ -200,6 +199,8 @@ def _feedback(
     trellis = NEXT_STATE[settings.states].astype(np.int64)
     quantizer_of = QUANTIZER_OF_STATE[settings.states].astype(np.int64)
     ways = incoming(trellis, quantizer_of) if settings.states > 1 else np.zeros((1, 2, 2), np.int64)
+    row_class = coded.row_spread.astype(np.int64) - CLASS_OFFSET
+    column_class = coded.column_spread.astype(np.int64)
     codes = np.empty((columns, rows), np.int16)
     errors = torch.empty((min(BLOCK, columns), rows), dtype=torch.float64)
     counts = np.zeros((CLASSES, 2, MAX_CODE + 1), np.int64)
@@ -208,9 +209,8 @@ def _feedback(
         end = min(columns, start + BLOCK)
         quantize_block(
             x[start:end].numpy(), prepared.factor[start:end, start:end].contiguous().numpy(), row_step,
-            column_step[start:end], row_weight, column_weight[start:end], coded.row_spread.astype(np.int64),
-            coded.column_spread[start:end].astype(np.int64), CLASS_OFFSET, lengths,
-            coded.centroids.astype(np.float64), settings.kappa, ways, quantizer_of, trellis,
+            column_step[start:end], row_weight, column_weight[start:end], row_class, column_class[start:end],
+            lengths, coded.centroids.astype(np.float64), settings.kappa, ways, quantizer_of, trellis,
             codes[start:end], errors.numpy(), counts, shifts,
         )  # fmt: skip
         if end < columns and settings.feedback:
@@ -233,15 +233,15 @@ def prior_lengths(states: int) -> Array:
         deviation = 2.0 ** ((number - 20) / 4)
         for quantizer in range(2):
             points = m - 0.5 * quantizer * (m > 0) if states > 1 else m
-            lengths[number, quantizer] = _bits(np.exp(-0.5 * (points / max(deviation, 0.3)) ** 2), m)
+            lengths[number, quantizer] = _bits(np.exp(-0.5 * (points / max(deviation, 0.3)) ** 2))
     return lengths
 
 
-def _bits(weights: Array, m: Array) -> Array:
+def _bits(weights: Array) -> Array:
     """Bits of each magnitude, with its sign, where these are its weights (unsigned)."""
     signed = np.maximum(weights / weights.sum() if weights.sum() else weights, 2.0**-14)
-    signed /= signed[0] + 2 * signed[1:].sum()
-    return -np.log2(signed)
+    bits: Array = -np.log2(signed / (signed[0] + 2 * signed[1:].sum()))
+    return bits
 
 
 def measured_lengths(counts: Array, states: int) -> Array:

@@ -28,8 +28,8 @@ def search(
 ) -> Outcome:
     """The outcome of ``trial(c)`` whose ``value`` is at most ``target`` and within ``tolerance`` of it.
 
-    ``rises``: whether the value rises with c. Where no outcome is so near, the largest value that does not pass
-    the target is given. Raises RdqError where every c passes it.
+    ``rises``: whether the value rises with c. Where no outcome is so near, the one with the largest value
+    that does not pass the target. Raises RdqError where every c passes it.
     """
     tried: dict[float, Outcome] = {}
     c = start

@@ -102,7 +102,7 @@ class Sums(TorchFunctionMode):
             site.inputs.tokens += len(flat)
         self._last = (inputs, site.inputs)
         if self.sensitivity and output.requires_grad:
-            output.register_hook(lambda gradient, site=site: _add_squares(site, gradient))
+            output.register_hook(lambda gradient, site=site: _add_squares(site, gradient))  # type: ignore[no-untyped-call]
 
     def _look(self, tokens: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         size, width = weight.shape
@@ -115,7 +115,7 @@ class Sums(TorchFunctionMode):
         if not self.sensitivity:
             return output
         output = output.detach().requires_grad_()
-        output.register_hook(lambda gradient, seen=seen: _add_products(seen, gradient))
+        output.register_hook(lambda gradient, seen=seen: _add_products(seen, gradient))  # type: ignore[no-untyped-call]
         return output
 
 
@@ -166,22 +166,20 @@ def collect(
         sums.doubt = _doubt(flat.detach()) + (0 if sums.doubt is None else sums.doubt)
         if sensitivity:
             drawn = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
-            functional.cross_entropy(flat, drawn, reduction="sum").backward()
+            functional.cross_entropy(flat, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
     return sums
 
 
 def _doubt(logits: torch.Tensor) -> torch.Tensor:
     """Sum of p (1 - p) over the tokens: what the loss curves by in each logit."""
     total = torch.zeros(logits.shape[-1], device=logits.device)
-    for part in logits.split(1024):
+    for part in torch.split(logits, 1024):
         p = part.softmax(-1)
         total += (p * (1 - p)).sum(0)
     return total
 
 
-def _batches(
-    sequences: Sequence[Sequence[int]], batch: int, device: torch.device
-) -> Iterable[torch.Tensor]:
+def _batches(sequences: Sequence[Sequence[int]], batch: int, device: torch.device) -> Iterable[torch.Tensor]:
     """Sequences of equal length together: padding would count as text."""
     by_length: dict[int, list[Sequence[int]]] = {}
     for ids in sequences:

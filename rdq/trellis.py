@@ -1,9 +1,9 @@
 """Choice of the codes of a column: a Viterbi search over all its rows for the least error plus code length.
 
-Trellis-coded (dependent) quantization after Marcellin and Fischer 1990 in the form of VVC (ITU-T H.266, 8.7.3):
-two scalar quantizers, Q0 with the even multiples of the step and Q1 with the odd ones and zero, and a state
-machine driven by the parity of the codes that says which one holds for the next weight. With one state it is
-a plain scalar quantizer, ``v = k``, chosen under the same objective.
+Trellis-coded quantization (Marcellin and Fischer 1990) in the form of ITU-T H.266 (VVC), 8.7.3: two scalar
+quantizers, Q0 with the even multiples of the step and Q1 with the odd ones and zero, and a state machine
+driven by the parity of the codes that says which one holds for the next weight. With one state it is a plain
+scalar quantizer, ``v = k``, chosen under the same objective.
 
 Everything is float64 and integer arithmetic in a fixed order, so that a column gives the same codes on every
 platform. numba compiles it where it is installed; without it the same code runs in Python, very slowly.
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from rdq.compiled import compiled
 
+Array = NDArray[Any]
+
 INFINITE = 1e300
 
 
@@ -31,7 +33,9 @@ def incoming(next_state: NDArray[Any], quantizer: NDArray[Any]) -> NDArray[np.in
 
 
 @compiled
-def _branches(z, weight, lengths, delta, kappa, best, cost):  # type: ignore[no-untyped-def]
+def _branches(
+    z: float, weight: float, lengths: Array, delta: Array, kappa: float, best: Array, cost: Array
+) -> None:
     """For every branch (quantizer, parity) the cheapest magnitude and its cost: of the two nearest to z."""
     magnitude = abs(z)
     last = lengths.shape[1] - 1
@@ -58,11 +62,22 @@ def _branches(z, weight, lengths, delta, kappa, best, cost):  # type: ignore[no-
 
 
 @compiled
-def trellis_column(z, weights, classes, lengths, delta, kappa, ways, codes, chosen, decisions):  # type: ignore[no-untyped-def]
+def trellis_column(
+    z: Array,
+    weights: Array,
+    classes: Array,
+    lengths: Array,
+    delta: Array,
+    kappa: float,
+    ways: Array,
+    codes: Array,
+    chosen: Array,
+    decisions: Array,
+) -> None:
     """Codes of one column under a trellis.
 
     ``z`` [rows]: weights in steps. ``weights`` [rows]: what a squared error of one step costs. ``classes``
-    [rows]. ``lengths`` [classes, 2, MAX_CODE + 1]: bits of a magnitude, sign included. ``ways``: ``incoming``.
+    [rows]. ``lengths`` [classes, 2, MAX_CODE + 1]: bits of a magnitude, sign included. ``ways``: see above.
     ``codes`` [rows] is written; ``chosen`` [rows, 4] and ``decisions`` [rows, states] are scratch.
     """
     rows, states = z.shape[0], ways.shape[0]
@@ -98,7 +113,9 @@ def trellis_column(z, weights, classes, lengths, delta, kappa, ways, codes, chos
 
 
 @compiled
-def scalar_column(z, weights, classes, lengths, delta, kappa, codes):  # type: ignore[no-untyped-def]
+def scalar_column(
+    z: Array, weights: Array, classes: Array, lengths: Array, delta: Array, kappa: float, codes: Array
+) -> None:
     """Codes of one column under the plain quantizer ``v = k``; arguments as in ``trellis_column``."""
     last = lengths.shape[2] - 1
     for row in range(z.shape[0]):
@@ -117,75 +134,90 @@ def scalar_column(z, weights, classes, lengths, delta, kappa, codes):  # type: i
 
 
 @compiled
-def quantize_block(  # type: ignore[no-untyped-def]
-    x,
-    factor,
-    row_step,
-    column_step,
-    row_weight,
-    column_weight,
-    row_spread,
-    column_spread,
-    offset,
-    lengths,
-    delta,
-    kappa,
-    ways,
-    quantizer_of,
-    next_state,
-    codes,
-    errors,
-    counts,
-    shifts,
-):
+def quantize_block(
+    x: Array,
+    factor: Array,
+    row_step: Array,
+    column_step: Array,
+    row_weight: Array,
+    column_weight: Array,
+    row_class: Array,
+    column_class: Array,
+    lengths: Array,
+    delta: Array,
+    kappa: float,
+    ways: Array,
+    quantizer_of: Array,
+    next_state: Array,
+    codes: Array,
+    errors: Array,
+    counts: Array,
+    shifts: Array,
+) -> None:
     """Quantize the columns of a block one after the other, each making up for the errors of those before.
 
-    ``x`` [columns, rows] float64 (changed), ``factor`` [columns, columns]: the block of U with its rows divided
-    by their diagonal, ``codes`` [columns, rows] int16 and ``errors`` [columns, rows] are written, and added to
-    are ``counts`` [classes, 2, MAX_CODE + 1] of magnitudes and ``shifts`` [2, 4, 2]: the sum of how much nearer
-    to zero than their points the weights of a quantizer and magnitude lie, in steps, and their number. A weight
-    of (row, column) is ``v * row_step[row] * column_step[column]``; a squared error of one step costs
-    ``row_weight[row] * column_weight[column]``.
+    ``x`` [columns, rows] float64 (changed), ``factor`` [columns, columns]: the block of U with its rows
+    divided by their diagonal. A weight of (row, column) is ``v * row_step[row] * column_step[column]``, a
+    squared error of one step costs ``row_weight[row] * column_weight[column]``, and its class is the sum of
+    ``row_class`` and ``column_class``, within the classes. Written are ``codes`` [columns, rows] int16 and
+    ``errors`` [columns, rows]; ``counts`` and ``shifts`` are added to, see ``_reconstruct``.
     """
     columns, rows = x.shape
-    states = ways.shape[0]
     z = np.empty(rows)
     weights = np.empty(rows)
     classes = np.empty(rows, np.int64)
     chosen = np.empty((rows, 4), np.int16)
-    decisions = np.empty((rows, states), np.uint8)
+    decisions = np.empty((rows, ways.shape[0]), np.uint8)
     last_class = lengths.shape[0] - 1
     for column in range(columns):
         for row in range(rows):
             z[row] = x[column, row] / (row_step[row] * column_step[column])
             weights[row] = row_weight[row] * column_weight[column]
-            classes[row] = max(0, min(last_class, row_spread[row] + column_spread[column] - offset))
-        if states == 1:
-            scalar_column(z, weights, classes, lengths, delta, kappa, codes[column])
+            classes[row] = max(0, min(last_class, row_class[row] + column_class[column]))
+        own = codes[column]
+        if ways.shape[0] == 1:
+            scalar_column(z, weights, classes, lengths, delta, kappa, own)
         else:
-            trellis_column(
-                z, weights, classes, lengths, delta, kappa, ways, codes[column], chosen, decisions
-            )
-        state = 0
+            trellis_column(z, weights, classes, lengths, delta, kappa, ways, own, chosen, decisions)
+        _reconstruct(z, classes, delta, quantizer_of, next_state, own, weights, counts, shifts)
         for row in range(rows):
-            k = codes[column, row]
-            m = abs(k)
-            quantizer = quantizer_of[state] if states > 1 else 0
-            value = float(m)
-            if states > 1:
-                value = 2.0 * m - (quantizer if m > 0 else 0)
-                state = next_state[state, m & 1]
-            counts[classes[row], quantizer, m] += 1
-            if k != 0:
-                shifts[quantizer, min(m, 3), 0] += value - abs(z[row])
-                shifts[quantizer, min(m, 3), 1] += 1
-            value -= delta[quantizer, min(m, 3)]
-            if k < 0:
-                value = -value
-            elif k == 0:
-                value = 0.0
-            errors[column, row] = x[column, row] - value * (row_step[row] * column_step[column])
+            step = row_step[row] * column_step[column]
+            errors[column, row] = x[column, row] - weights[row] * step
         for later in range(column + 1, columns):
             by = factor[column, later]
             for row in range(rows):
                 x[later, row] -= by * errors[column, row]
+
+
+@compiled
+def _reconstruct(
+    z: Array,
+    classes: Array,
+    delta: Array,
+    quantizer_of: Array,
+    next_state: Array,
+    codes: Array,
+    values: Array,
+    counts: Array,
+    shifts: Array,
+) -> None:
+    """What the codes of a column stand for, in steps, to ``values`` [rows].
+
+    Added to are ``counts`` [classes, 2, MAX_CODE + 1] of magnitudes, and ``shifts`` [2, 4, 2]: the sum of how
+    much nearer to zero than their points the weights of a quantizer and magnitude lie, and their number.
+    """
+    states = next_state.shape[0]
+    state = 0
+    for row in range(z.shape[0]):
+        m = abs(codes[row])
+        quantizer = quantizer_of[state]
+        value = 1.0 * m
+        if states > 1:
+            value = 2.0 * m - (quantizer if m > 0 else 0)
+            state = next_state[state, m & 1]
+        counts[classes[row], quantizer, m] += 1
+        if m > 0:
+            shifts[quantizer, min(m, 3), 0] += value - abs(z[row])
+            shifts[quantizer, min(m, 3), 1] += 1
+        value -= delta[quantizer, min(m, 3)]
+        values[row] = 0.0 if m == 0 else (-value if codes[row] < 0 else value)
