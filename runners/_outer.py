@@ -43,7 +43,7 @@ def option() -> Any:
 
 
 def names(model: PreTrainedModel, *, tied: bool) -> set[str]:
-    """Names of the weights of the embeddings and of the output layer, which has none of its own if ``tied``."""
+    """Names of the weights of the embeddings and of the output layer (one tensor if ``tied``)."""
     found = [model.get_input_embeddings(), *([] if tied else [model.get_output_embeddings()])]
     return {f"{name}.weight" for name, module in model.named_modules() if any(module is f for f in found)}
 
