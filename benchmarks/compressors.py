@@ -170,7 +170,9 @@ def _work(environment: str, cases: Sequence[Case], model: Path, folder: Path) ->
         command = [python, "-P", "-m", "benchmarks.compressors_worker", str(job)]
         path = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         # A worker that dies leaves its log; the cases that it has not measured have no row.
-        subprocess.run(command, check=False, env={**os.environ, **path}, stdout=log, stderr=log)
+        subprocess.run(
+            command, check=False, env={**os.environ, **path}, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def records(suite: Suite, folder: Path) -> list[CaseRecords]:
