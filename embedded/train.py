@@ -62,12 +62,12 @@ def token_stream(seed: int) -> Iterator[int]:
             yield CONFIG["eos_token_id"]
 
 
-def batches(seed: int, total: int) -> Iterator[Tensor]:
-    """Int64 batches of shape (TOKENS_PER_STEP / length, length), `total` tokens in all."""
+def batches(seed: int, total: int, step: int = TOKENS_PER_STEP) -> Iterator[Tensor]:
+    """Int64 batches of shape (`step` / length, length), `total` tokens in all."""
     stream = token_stream(seed)
     for share, length in PHASES:
-        for _ in range(int(share * total / TOKENS_PER_STEP)):
-            yield torch.tensor(list(itertools.islice(stream, TOKENS_PER_STEP))).view(-1, length)
+        for _ in range(int(share * total / step)):
+            yield torch.tensor(list(itertools.islice(stream, step))).view(-1, length)
 
 
 def new_model(seed: int, config: dict[str, Any] = CONFIG) -> LlamaForCausalLM:
@@ -102,6 +102,7 @@ def train(
     bf16: bool,
     watch: Watcher,
     config: dict[str, Any] = CONFIG,
+    step: int = TOKENS_PER_STEP,
 ) -> LlamaForCausalLM:
     """Train on `total` tokens; where `minutes` would not do for them, on as many as they allow.
 
@@ -113,7 +114,7 @@ def train(
     both = optimizers(model, MUON_LR, ADAM_LR, torch.bfloat16 if bf16 else torch.float32)
     peaks = [group["lr"] for optimizer in both for group in optimizer.param_groups]
     start, done, report = time.monotonic(), 0, 0.0
-    for batch in batches(seed, total):
+    for batch in batches(seed, total, step):
         elapsed = (time.monotonic() - start) / 60
         if elapsed >= minutes:
             break
@@ -187,6 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
     add("--tokens", type=float, default=20e6, help="tokens to train on [%(default)g]")
+    add("--step", type=int, default=TOKENS_PER_STEP, help="tokens of each step [%(default)s]")
     add("--minutes", type=float, default=30, help="end, with a full schedule, by then [%(default)g]")
     add("--threads", type=int, help="[all cores]")
     add("--checkpoint-minutes", type=float, help="save the model so far as often as this [only at the end]")
@@ -199,7 +201,8 @@ def main(arguments: list[str] | None = None) -> None:
     total, flags = int(options.tokens), {"compiled": options.compile, "bf16": options.bf16}
     every = options.checkpoint_minutes
     watch = checkpointing(options.out, every) if every else show
-    model = train(options.seed, total, options.minutes, **flags, watch=watch, config=shape(options))
+    settings = {**flags, "watch": watch, "config": shape(options), "step": options.step}
+    model = train(options.seed, total, options.minutes, **settings)
     save(model, options.out)
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    Tensors = dict[str, torch.Tensor]
-
 KEY = "outer"  # of a file's metadata: JSON of what `pack` did there
 INDEX = "model.safetensors.index.json"
 BITS = (None, 2, 3, 4, 5, 6, 7, 8)
@@ -121,13 +119,13 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     from safetensors.torch import load_file
 
     return load_file(path), _metadata(path)
 
 
-def _write(tensors: Tensors, path: Path, metadata: Mapping[str, str]) -> None:
+def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Replace ``path``, whose tensors may still be mapped."""
     from safetensors.torch import save_file
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ from benchmarks.equal_kl import (
     summary,
     table,
 )
-from scorecard import yaml_text
+from scorecard import score, yaml_text
 from scorecard.load import load
 from scorecard.spec import Record, to_json
 from scorecard.store import write_atomic
@@ -120,6 +121,26 @@ def test_the_tables_show_every_point_and_say_what_was_not_measured() -> None:
     assert found[2] == "| gptq | 4,000 | 4.00 | 0.0123 ± 0.0010 | 3 | 50.0 ± 1.0 | – | – | – |"
     assert found[3].startswith("| **p0** | 2,000 |")
     assert summary([peer, *curve((2000, 1e-2))])["ratios"][0]["ratio"] == 0.5
+
+
+def test_the_tokenizer_is_no_part_of_the_bytes() -> None:
+    cases = synthetic.Cases()
+    cases.add("baseline", 8_000_000, runner="baseline", seed=0)
+    cases.add("rtn-w4", 2_000_000, 0.0, 0.03)
+    cases.add("rdq-b3", 1_000_000, 0.0, 0.03, runner=compressors.OURS)
+    rows = score.rows(cases.all, lossless_bytes={synthetic.MODEL: 5_000_000}, read=cases.read)
+    found = {p.config: p for p in compressors.measured(rows, cases.all)}
+    tokenizer, weights = 800, 1_000_000  # of the ledger in synthetic.py
+    assert {name: p.size_bytes for name, p in found.items()} == {
+        "baseline": 8_000_000 - tokenizer,
+        "lossless": 5_000_000 - tokenizer,
+        "rtn-w4": 2_000_000 - tokenizer,
+        "rdq-b3": 1_000_000 - tokenizer,
+    }
+    assert found["rtn-w4"].bits_per_weight == 8 * (2_000_000 - tokenizer) / weights
+    assert [p.config for p in found.values() if p.ours] == ["rdq-b3"]
+    assert found["rtn-w4"].keeps
+    assert found["rtn-w4"].score == pytest.approx((found["rtn-w4"].accuracy or 0) * 2**30 / 1_999_200)
 
 
 def options(**changes: object) -> argparse.Namespace:
