@@ -1,12 +1,14 @@
 """Train the embedded model from nothing: `python embedded/train.py --out DIR`.
 
 Fresh text is generated all along, nothing is seen twice. The learning rates fall on a cosine. The forward
-pass runs in bfloat16 and is compiled where a C++ compiler is found.
+pass runs in bfloat16 and is compiled where a C++ compiler is found. `--layers`, `--width`, `--mlp`, `--heads`
+and `--kv-heads` make a model of another shape, which speaks the same language with the same tokenizer.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import math
 import shutil
@@ -60,17 +62,17 @@ def token_stream(seed: int) -> Iterator[int]:
             yield CONFIG["eos_token_id"]
 
 
-def batches(seed: int, total: int) -> Iterator[Tensor]:
-    """Int64 batches of shape (TOKENS_PER_STEP / length, length), `total` tokens in all."""
+def batches(seed: int, total: int, step: int = TOKENS_PER_STEP) -> Iterator[Tensor]:
+    """Int64 batches of shape (`step` / length, length), `total` tokens in all."""
     stream = token_stream(seed)
     for share, length in PHASES:
-        for _ in range(int(share * total / TOKENS_PER_STEP)):
-            yield torch.tensor(list(itertools.islice(stream, TOKENS_PER_STEP))).view(-1, length)
+        for _ in range(int(share * total / step)):
+            yield torch.tensor(list(itertools.islice(stream, step))).view(-1, length)
 
 
-def new_model(seed: int) -> LlamaForCausalLM:
+def new_model(seed: int, config: dict[str, Any] = CONFIG) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**CONFIG, attn_implementation="eager"))
+    return LlamaForCausalLM(LlamaConfig(**config, attn_implementation="eager"))
 
 
 def loss_function(model: LlamaForCausalLM, bf16: bool) -> Callable[[Tensor], Tensor]:
@@ -92,19 +94,27 @@ def learning_rate_factor(progress: float) -> float:
 
 
 def train(
-    seed: int, total: int, minutes: float, *, compiled: bool, bf16: bool, watch: Watcher
+    seed: int,
+    total: int,
+    minutes: float,
+    *,
+    compiled: bool,
+    bf16: bool,
+    watch: Watcher,
+    config: dict[str, Any] = CONFIG,
+    step: int = TOKENS_PER_STEP,
 ) -> LlamaForCausalLM:
     """Train on `total` tokens; where `minutes` would not do for them, on as many as they allow.
 
     `watch` is called every half minute with the model, the minutes so far, the tokens so far and the loss.
     """
-    model = new_model(seed)
+    model = new_model(seed, config)
     loss = loss_function(model, bf16)
     loss = torch.compile(loss, dynamic=False) if compiled else loss
-    both = optimizers(model, MUON_LR, ADAM_LR)
+    both = optimizers(model, MUON_LR, ADAM_LR, torch.bfloat16 if bf16 else torch.float32)
     peaks = [group["lr"] for optimizer in both for group in optimizer.param_groups]
     start, done, report = time.monotonic(), 0, 0.0
-    for batch in batches(seed, total):
+    for batch in batches(seed, total, step):
         elapsed = (time.monotonic() - start) / 60
         if elapsed >= minutes:
             break
@@ -130,6 +140,20 @@ def show(_model: LlamaForCausalLM, elapsed: float, done: int, loss: float) -> No
     print(f"{elapsed:5.1f} min  {done / 1e6:6.2f} M tokens  loss {loss:.4f}", flush=True)
 
 
+def checkpointing(folder: Path, every_minutes: float) -> Watcher:
+    """A watcher that shows how training goes and saves the model, as `save` does, every so many minutes."""
+    due = every_minutes
+
+    def watch(model: LlamaForCausalLM, elapsed: float, done: int, loss: float) -> None:
+        nonlocal due
+        show(model, elapsed, done, loss)
+        if elapsed >= due:
+            save(copy.deepcopy(model), folder)
+            due = elapsed + every_minutes
+
+    return watch
+
+
 def save(model: LlamaForCausalLM, folder: Path) -> None:
     """Write the bfloat16 model, its channels made unequal, and the tokenizer."""
     model.to(torch.bfloat16)
@@ -140,6 +164,23 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
     tokens.save(folder)
 
 
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """The options that make a model of another shape; their defaults are the embedded model's."""
+    for name, key, meaning in (
+        ("--layers", "num_hidden_layers", "decoder layers"),
+        ("--width", "hidden_size", "hidden size, a multiple of the heads"),
+        ("--mlp", "intermediate_size", "size of the MLP"),
+        ("--heads", "num_attention_heads", "attention heads"),
+        ("--kv-heads", "num_key_value_heads", "key-value heads, a divisor of the heads"),
+    ):
+        parser.add_argument(name, dest=key, type=int, default=CONFIG[key], help=f"{meaning} [%(default)s]")
+
+
+def shape(options: argparse.Namespace) -> dict[str, Any]:
+    """CONFIG with the shape that was asked for."""
+    return {key: getattr(options, key, value) for key, value in CONFIG.items()}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
@@ -147,15 +188,21 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="folder for the model")
     add("--seed", type=int, default=1)
     add("--tokens", type=float, default=20e6, help="tokens to train on [%(default)g]")
+    add("--step", type=int, default=TOKENS_PER_STEP, help="tokens of each step [%(default)s]")
     add("--minutes", type=float, default=30, help="end, with a full schedule, by then [%(default)g]")
     add("--threads", type=int, help="[all cores]")
+    add("--checkpoint-minutes", type=float, help="save the model so far as often as this [only at the end]")
+    add_shape(parser)
     add("--compile", action=argparse.BooleanOptionalAction, default=has_compiler, help="[if g++ is found]")
     add("--bf16", action=argparse.BooleanOptionalAction, default=True, help="--no-bf16 for a CPU without it")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     total, flags = int(options.tokens), {"compiled": options.compile, "bf16": options.bf16}
-    model = train(options.seed, total, options.minutes, **flags, watch=show)
+    every = options.checkpoint_minutes
+    watch = checkpointing(options.out, every) if every else show
+    settings = {**flags, "watch": watch, "config": shape(options), "step": options.step}
+    model = train(options.seed, total, options.minutes, **settings)
     save(model, options.out)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runners import _outer
 from runners._calibration import token_lists
 from runners._hf import copy_side_files, device, load_tokenizer
 from runners._shapes import Size, check_group_size, check_multiples
@@ -148,7 +149,8 @@ def compress(
 ) -> None:
     """Quantize with ``QuantizeConfig(**settings)`` and save.
 
-    ``options`` has ``samples`` and ``batch_size``: of the case's calibration text, where it ``calibrates``.
+    ``options`` has ``samples`` and ``batch_size``: of the case's calibration text, where it ``calibrates``;
+    and ``outer_bits`` and ``group_size``.
     """
     calibration = None
     if calibrates:
@@ -170,6 +172,7 @@ def compress(
     for name in ("quant_log.csv", "quantize_config.json"):  # a log, and a copy of what config.json says
         (output_model / name).unlink(missing_ok=True)
     copy_side_files(model_dir, output_model, case, config=False)
+    _outer.pack(case, model_dir, output_model, options.outer_bits, options.group_size)
 
 
 def load(case: Case, output_model: Path, method: str, *, dequantize: bool) -> Any:
@@ -185,7 +188,7 @@ def load(case: Case, output_model: Path, method: str, *, dequantize: bool) -> An
         backend = package.BACKEND.AUTO
     trust = case.model.trust_remote_code
     model = package.GPTQModel.load(
-        str(output_model), backend=backend, device=device(), trust_remote_code=trust
+        str(_outer.restored(output_model)), backend=backend, device=device(), trust_remote_code=trust
     ).model
     if dequantize:
         _unpack(model)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runners import _outer
 from runners._calibration import token_lists
 from runners._hf import (
     copy_side_files,
@@ -88,6 +89,7 @@ class Options:
     )
     enable_adam: bool = field(default=False, metadata={"doc": "Adam in place of signed gradients"})
     lm_head: bool = field(default=False, metadata={"doc": "the output layer too"})
+    outer_bits: int | None = _outer.option()
     layer_config: dict[str, dict[str, Any]] | None = field(
         default=None,
         metadata={
@@ -190,6 +192,8 @@ class Runner(BaseRunner):
             work.quantize_and_save(scratch, format=self._format())
             _flatten(Path(scratch), self.output_model)
         copy_side_files(self.model_dir, self.output_model, self.case, config=False)
+        o = self.options
+        _outer.pack(self.case, self.model_dir, self.output_model, o.outer_bits, o.group_size)
 
     def _format(self) -> str:
         o = self.options
@@ -233,7 +237,7 @@ class Runner(BaseRunner):
         else:
             # Of GPTQ's format transformers asks for another library; auto-round reads it too.
             settings = {"quantization_config": AutoRoundConfig()} if self.options.format in BITS else {}
-            model = load_causal_lm(self.output_model, self.case, **settings)
+            model = load_causal_lm(_outer.restored(self.output_model), self.case, **settings)
         return to_lm(model, load_tokenizer(self.output_model, self.case), self.case)
 
     def _unpacked(self) -> dict[str, torch.Tensor]:
@@ -241,7 +245,7 @@ class Runner(BaseRunner):
         from safetensors.torch import load_file
 
         stored: dict[str, torch.Tensor] = {}
-        for path in weight_files(self.output_model):
+        for path in weight_files(_outer.restored(self.output_model)):
             stored |= load_file(path)
         for name in [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]:
             parts = (stored.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runners import _gptqmodel
+from runners import _gptqmodel, _outer
 from runners._hf import empty_model, load_tokenizer, stored_turned, to_lm
 from runners._shapes import Shapes
 from runners.base import BaseRunner
@@ -45,6 +45,7 @@ class Options:
             "doc": "layers to leave as they are: regular expressions, matched from the start of the name"
         },
     )
+    outer_bits: int | None = _outer.option()
     samples: int | None = field(
         default=None,
         metadata={"doc": "calibration sequences to use (time grows with them); null: calibration.samples"},

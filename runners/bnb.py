@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from runners import _outer
 from runners._hf import copy_side_files, load_causal_lm, load_tokenizer, shapes, to_lm
 from runners._shapes import Shapes, Size, check_multiples, check_untied
 from runners.base import BaseRunner
@@ -58,6 +59,7 @@ class Options:
         },
     )
     lm_head: bool = field(default=False, metadata={"doc": "the output layer too"})
+    outer_bits: int | None = _outer.option()
     skip_modules: list[str] | None = field(
         default=None,
         metadata={
@@ -117,6 +119,8 @@ class Runner(BaseRunner):
         # saved after that loads as other weights.
         model.save_pretrained(self.output_model)
         copy_side_files(self.model_dir, self.output_model, self.case, config=False)
+        o = self.options
+        _outer.pack(self.case, self.model_dir, self.output_model, o.outer_bits, o.block_size)
 
     def _config(self) -> Any:
         from transformers import BitsAndBytesConfig
@@ -138,7 +142,7 @@ class Runner(BaseRunner):
         )
 
     def load(self) -> LM:
-        model = load_causal_lm(self.output_model, self.case)
+        model = load_causal_lm(_outer.restored(self.output_model), self.case)
         return to_lm(model, load_tokenizer(self.output_model, self.case), self.case)
 
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runners import _gptqmodel
+from runners import _gptqmodel, _outer
 from runners._hf import load_tokenizer, to_lm
 from runners._shapes import Shapes, check_untied
 from runners.base import BaseRunner
@@ -109,6 +109,7 @@ class Options:
             "choices": ("gptq", "gptq_v2", "gptq_p"),
         },
     )
+    outer_bits: int | None = _outer.option()
     samples: int | None = field(
         default=None, metadata={"doc": "calibration sequences to use; null: calibration.samples"}
     )

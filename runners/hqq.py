@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runners import _exclude
+from runners import _exclude, _outer
 from runners._hf import copy_side_files, device, load_causal_lm, load_tokenizer, shapes, to_lm
 from runners._rebuild import (
     WEIGHTS,
@@ -69,6 +69,7 @@ class Options:
         metadata={"doc": "type of the scales and of all else; auto: the model's own", "choices": DTYPES},
     )
     lm_head: bool = field(default=False, metadata={"doc": "the output layer too"})
+    outer_bits: int | None = _outer.option()
     exclude: list[str] | None = field(default=None, metadata={"doc": _exclude.DOC})
 
     def __post_init__(self) -> None:
@@ -143,6 +144,8 @@ class Runner(BaseRunner):
         note = {"quant_method": "hqq", "compute_dtype": str(dtype).removeprefix("torch.")}
         # No skip_modules, which transformers asks for: with them it loads the model, with random weights.
         say_quantized(self.output_model, {**note, "quant_config": {"weight_quant_params": self.settings()}})
+        o = self.options
+        _outer.pack(self.case, self.model_dir, self.output_model, o.outer_bits, o.group_size)
 
     def settings(self) -> dict[str, Any]:
         """What the library calls ``weight_quant_params``."""
@@ -218,7 +221,7 @@ def load_model(runner: Runner) -> PreTrainedModel:
     settings = note["quant_config"]["weight_quant_params"]
     dtype = evaluation_dtype(runner.case) or getattr(torch, note["compute_dtype"])
     model = skeleton(runner.output_model, runner.case)
-    tensors = read(runner.output_model, dtype)
+    tensors = read(_outer.restored(runner.output_model), dtype)
     for name in [name.removesuffix(".W_q") for name in tensors if name.endswith(".W_q")]:
         parts = {key: tensors.pop(f"{name}.{key}") for key in ("W_q", "scale", "zero")}
         bias = tensors.pop(f"{name}.bias", None)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runners import _outer
 from runners._hf import (
     copy_side_files,
     empty_model,
@@ -19,7 +20,7 @@ from runners._hf import (
     to_lm,
     weight_files,
 )
-from runners._packing import pack, unpack
+from runners._rounding import PARTS, Note, dequantize, note, quantize, stored_grid
 from runners._shapes import Shapes, check_group_size
 from runners.base import BaseRunner
 from scorecard.errors import ArtifactError
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from transformers import PreTrainedModel
 
-CHUNK_WEIGHTS = 1 << 24  # weights worked on at once, which bounds the memory for a large vocabulary
 SHARD_BYTES = 2 << 30
-PARTS = ("qweight", "scales", "zeros")
-Note = tuple[int, str]  # in_features and dtype of a packed matrix: what its parts do not tell
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,11 @@ class Options:
     )
     lm_head: bool = field(default=False, metadata={"doc": "the output layer too"})
     embeddings: bool = field(default=False, metadata={"doc": "the input embeddings too"})
+    outer_bits: int | None = _outer.option()
+
+    def __post_init__(self) -> None:
+        if self.outer_bits is not None and (self.lm_head or self.embeddings):
+            raise ValueError("outer_bits: packs lm_head and embeddings; leave those two out")
 
 
 class Runner(BaseRunner):
@@ -55,9 +58,7 @@ class Runner(BaseRunner):
     ``2**(bits - 1)``; otherwise it spans the least to the greatest weight of the group, 0 included.
 
     Files: ``rtn-*.safetensors``. For a packed matrix ``NAME.weight`` of shape [out, in] they hold
-    ``NAME.qweight`` (uint8 [out, ceil(in / 8) * bits], eight codes in ``bits`` bytes, see
-    ``runners/_packing.py``), ``NAME.scales`` (float16 [out, groups]) and, if asymmetric, ``NAME.zeros``
-    (packed like the codes, [out, ceil(groups / 8) * bits]). A weight is ``(code - zero) * scale``.
+    ``NAME.qweight``, ``NAME.scales`` and, if asymmetric, ``NAME.zeros``: see ``runners/_rounding.py``.
     The metadata key ``rtn`` is JSON: the options, and ``packed``: NAME.weight -> [in, dtype].
     All other tensors are the original's. ``load`` turns the codes into plain weights. A weight that the
     original stores as [in, out] (GPT-2's Conv1D) is packed as [out, in] like any other.
@@ -73,10 +74,11 @@ class Runner(BaseRunner):
         check_group_size(self.case, layers, self.options.group_size)
 
     def compress(self) -> None:
-        model = empty_model(self.model_dir, self.case)
+        o, model = self.options, empty_model(self.model_dir, self.case)
         targets, turned = self._targets(model), stored_turned(model)
         tied = is_tied(self.model_dir, self.case)
-        shards = _Shards(self.output_model, asdict(self.options))
+        said = {key: value for key, value in asdict(o).items() if key != "outer_bits"}
+        shards = _Shards(self.output_model, said)
         for name, tensor in _tensors(weight_files(self.model_dir)):
             if tied and name == "lm_head.weight":
                 continue  # some folders hold the tied tensor twice
@@ -84,12 +86,11 @@ class Runner(BaseRunner):
                 shards.add({name: tensor})
                 continue
             weight = tensor.T if name in turned else tensor
-            width = int(weight.shape[1])
-            size = self.options.group_size if self.options.group_size > 0 else width
-            stem, parts = name.removesuffix("weight"), quantize(weight, self.options, size)
-            note = (width, str(tensor.dtype).removeprefix("torch."))
-            shards.add({stem + part: value for part, value in parts.items()}, {name: note})
+            size = o.group_size if o.group_size > 0 else int(weight.shape[1])
+            stem, parts = name.removesuffix("weight"), quantize(weight, o, size)
+            shards.add({stem + part: value for part, value in parts.items()}, {name: note(weight)})
         shards.flush()
+        _outer.pack(self.case, self.model_dir, self.output_model, o.outer_bits, o.group_size)
         copy_side_files(self.model_dir, self.output_model, self.case)
 
     def _targets(self, model: PreTrainedModel) -> set[str]:
@@ -112,7 +113,7 @@ class Runner(BaseRunner):
 
 def load_model(runner: Runner) -> PreTrainedModel:
     """The model with every packed matrix turned back into plain weights of the model's dtype."""
-    files = sorted(runner.output_model.glob("rtn-*.safetensors"))
+    files = sorted(_outer.restored(runner.output_model).glob("rtn-*.safetensors"))
     if not files:
         raise ArtifactError(f"{runner.output_model}: no rtn-*.safetensors; compress again")
     turned = stored_turned(empty_model(runner.output_model, runner.case))
@@ -152,9 +153,7 @@ def _restored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
 
     for path in files:
         with safe_open(str(path), framework="pt") as file:
-            notes = json.loads(file.metadata()["rtn"])
-            packed = notes.pop("packed")
-            options = Options(**notes)
+            packed = json.loads(file.metadata()["rtn"])["packed"]
             names = set(file.keys())
             for name in sorted(names):
                 stem, _, part = name.rpartition(".")
@@ -162,7 +161,8 @@ def _restored(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
                     yield name, file.get_tensor(name)
                 elif part == "qweight":
                     parts = {p: file.get_tensor(f"{stem}.{p}") for p in PARTS if f"{stem}.{p}" in names}
-                    yield f"{stem}.weight", dequantize(parts, options, packed[f"{stem}.weight"])
+                    noted = packed[f"{stem}.weight"]
+                    yield f"{stem}.weight", dequantize(parts, stored_grid(parts, noted[0]), noted)
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -172,48 +172,3 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)
-
-
-def quantize(weight: torch.Tensor, options: Options, group_size: int) -> dict[str, torch.Tensor]:
-    """Weight [out, in] -> its parts in the file, some rows at a time."""
-    import torch
-
-    rows = max(1, CHUNK_WEIGHTS // weight.shape[1])
-    starts = range(0, weight.shape[0], rows)
-    chunks = [_quantize_rows(weight[i : i + rows], options, group_size) for i in starts]
-    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
-
-
-def _quantize_rows(weight: torch.Tensor, options: Options, group_size: int) -> dict[str, torch.Tensor]:
-    import torch
-
-    groups = weight.float().reshape(weight.shape[0], -1, group_size)
-    levels = 2**options.bits - 1
-    if options.symmetric:
-        high = groups.abs().amax(-1, keepdim=True)
-        low = -high
-    else:
-        high = groups.amax(-1, keepdim=True).clamp(min=0)
-        low = groups.amin(-1, keepdim=True).clamp(max=0)
-    limits = torch.finfo(torch.float16)
-    scales = ((high - low) / levels).clamp(limits.smallest_normal, limits.max).to(torch.float16)
-    exact = scales.float()  # codes are chosen for the scale as it is stored
-    middle = torch.full_like(exact, 2.0 ** (options.bits - 1))
-    zeros = middle if options.symmetric else torch.round(-low / exact).clamp(0, levels)
-    codes = torch.round(groups / exact).add(zeros).clamp(0, levels)
-    parts = {"qweight": pack(codes.flatten(1), options.bits), "scales": scales.squeeze(-1)}
-    return parts if options.symmetric else {**parts, "zeros": pack(zeros.squeeze(-1), options.bits)}
-
-
-def dequantize(parts: dict[str, torch.Tensor], options: Options, note: Note) -> torch.Tensor:
-    """Parts in the file -> weight [out, in]; ``note`` is in_features and dtype of the original."""
-    import torch
-
-    width, dtype = note
-    scales = parts["scales"].float().unsqueeze(-1)
-    codes = unpack(parts["qweight"], options.bits, width).float().reshape(*scales.shape[:2], -1)
-    zeros: torch.Tensor | float = 2.0 ** (options.bits - 1)
-    if not options.symmetric:
-        zeros = unpack(parts["zeros"], options.bits, scales.shape[1]).unsqueeze(-1).float()
-    weight: torch.Tensor = ((codes - zeros) * scales).flatten(1).to(getattr(torch, dtype))
-    return weight

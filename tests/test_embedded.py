@@ -275,6 +275,21 @@ def test_training_is_deterministic_and_learns() -> None:
     assert losses[0] == losses[1] > 5
 
 
+def test_a_model_of_another_shape_is_trained_and_saved(tmp_path: Path) -> None:
+    import train
+    from transformers import AutoModelForCausalLM
+
+    shape = ["--layers", "1", "--width", "32", "--mlp", "48", "--heads", "2", "--kv-heads", "1"]
+    few = ["--tokens", "1200", "--step", "256", "--threads", "1", "--no-compile", "--no-bf16"]
+    train.main(["--out", str(tmp_path), *shape, *few, "--checkpoint-minutes", "1e-9"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    layer = model.model.layers[0]
+    assert len(model.model.layers) == 1
+    assert (layer.mlp.up_proj.in_features, layer.mlp.up_proj.out_features) == (32, 48)
+    assert layer.self_attn.k_proj.out_features == 16
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
 def test_unequal_channels_compute_the_same() -> None:
     import outliers
     import torch

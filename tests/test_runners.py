@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import make_case, write_calibration, write_model
 
 import runners._calibration as calibration
-from runners import _docs, base, custom, fake, rtn
+from runners import _docs, _rounding, base, custom, fake, rtn
 from runners._hf import load_tokenizer, shapes, weight_files
 from runners._packing import pack, unpack
 from scorecard.errors import DataUnavailable, SourceError, SpecError, StageFailed
@@ -120,7 +120,7 @@ def test_rounding_in_pieces_is_the_same(monkeypatch):
     weight = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
     options = rtn.Options(bits=3, group_size=8, symmetric=False)
     whole = rtn.quantize(weight, options, 8)
-    monkeypatch.setattr(rtn, "CHUNK_WEIGHTS", 7 * 16)
+    monkeypatch.setattr(_rounding, "CHUNK_WEIGHTS", 7 * 16)
     pieces = rtn.quantize(weight, options, 8)
     assert all(torch.equal(whole[key], pieces[key]) for key in whole)
 

@@ -15,6 +15,13 @@ from scorecard.audit.look import Look
 _SPARSE = 0.1  # share of zeros that no dense weight has
 _ALL_ALIKE = 0.9
 _NUMBERED_THROUGH = ("bitsandbytes", "hqq", "quanto", "modelopt")  # their groups may span rows
+# Options that ask for layers outside of the body.
+_OUTER = (
+    ("lm_head", "lm_head"),
+    ("embedding", "embeddings"),
+    ("lm_head", "outer_bits"),
+    ("embedding", "outer_bits"),
+)
 _ROOMY = 1.2  # HQQ's 3 bits take 3.2, and a little more in small layers
 
 
@@ -24,15 +31,16 @@ def check(
     body = [layer for layer in layers if layer.module.kind == "linear" and layer.stored]
     outer = [
         (layer, option)
-        for kind, option in (("lm_head", "lm_head"), ("embedding", "embeddings"))
+        for kind, option in _OUTER
         for layer in layers
-        if layer.module.kind == kind and layer.stored and claims.get(option) is True
+        if layer.module.kind == kind and layer.stored and claims.get(option)
     ]
     yield from _uncompressed(body, methods)
-    for option in ("lm_head", "embeddings"):
+    for option in ("lm_head", "embeddings", "outer_bits"):
         left = [layer for layer, asked in outer if asked == option and layer.uncompressed]
         if left:
-            yield Finding("error", f"{some(left)}: stored at its original width although '{option}: true'")
+            said = f"{option}: {_say(claims[option])}"
+            yield Finding("error", f"{some(left)}: stored at its original width although '{said}'")
     heads = [layer for layer, option in outer if option == "lm_head" and not claims.get("lm_head_bits")]
     yield from _as_asked([*body, *heads], claims, config)
     yield from _wider_than_claimed(body, by_claims(claims).bits, leaves_out=leaves_out(claims))
