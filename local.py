@@ -39,7 +39,7 @@ INSIDE = Path("/scorecard")  # the checkout, as the container sees it
 EXIT_USAGE, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 4, 127, 130
 ENGINE_ANSWERS_SECONDS = 3.0
 # The format is Docker's: a podman under docker's name, which takes other options, does not answer to it.
-ANSWERS = {"docker": ["info", "--format", "{{.ServerVersion}}"], "podman": ["info"]}
+ANSWERS = {"docker": ["info", "--format", "{{.ServerVersion}}"], "podman": ["version"]}
 # Given to the container by name: the engine reads the values itself, so that none stands in a command line.
 # The hub's token is not among them: see secrets().
 # fmt: off
@@ -134,7 +134,8 @@ def choose(options: argparse.Namespace) -> str:
         return engine
     needs = f"--engine {engine}" if options.engine != "auto" else needs
     if needs:
-        raise LocalError(f"{needs}: '{engine} info' does not answer; start {engine}, or leave {needs} out")
+        asked = f"{engine} {ANSWERS[engine][0]}"
+        raise LocalError(f"{needs}: '{asked}' does not answer; start {engine}, or leave {needs} out")
     return "venv"
 
 

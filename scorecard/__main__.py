@@ -21,6 +21,7 @@ from scorecard import (
     document,
     env_command,
     freeze_command,
+    leaderboard_command,
     machine,
     power_command,
     results,
@@ -54,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     env_command.add_arguments(verbs.add_parser("env", help="the locked environments of the backends"))
     submit_command.add_arguments(verbs.add_parser("submit", help="check a frozen folder and pack it"))
     verify_command.add_arguments(verbs.add_parser("verify", help="whether what a submission claims is true"))
+    board = verbs.add_parser("leaderboard", help="verify all submissions of a folder, in one table")
+    leaderboard_command.add_arguments(board)
     verbs.add_parser("schema", help="print the JSON Schema of models.yaml, for editors")
     for verb in (listing, report, two, twice, frozen, check):
         add_options(verb.add_argument)
@@ -74,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "power": power_command.main,
             "submit": submit_command.main,
             "verify": verify_command.main,
+            "leaderboard": leaderboard_command.main,
         }
         if options.verb in alone:
             return alone[options.verb](options)

@@ -23,17 +23,17 @@ def build(box: Box) -> None:
     for inside, outside in box.links.items():
         _below(root, inside).parent.mkdir(parents=True, exist_ok=True)
         _below(root, inside).symlink_to(outside)
+    _devices(root)
+    _scratch(root, box.limits.scratch_bytes)  # first: what is shown may lie below /tmp
     for inside, outside in box.readable.items():
         _bind(root, inside, outside, readonly=True)
     for inside, outside in box.writable.items():
         _bind(root, inside, outside, readonly=False)
-    _devices(root)
     for facts in _CPU_FACTS:
         if Path(facts).is_dir():
             _bind(root, facts, facts, readonly=True)
     (root / "proc").mkdir()
     namespaces.mount("proc", str(root / "proc"), "proc", plain | namespaces.NOEXEC | namespaces.RDONLY)
-    _scratch(root, box.limits.scratch_bytes)
     namespaces.mount("none", str(root), "none", namespaces.REMOUNT | plain | namespaces.RDONLY)
     socket.sethostname("box")
     namespaces.pivot(str(root))

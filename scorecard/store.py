@@ -54,11 +54,16 @@ def now() -> str:
 
 def write_atomic(path: Path, data: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    write_atomic_text(path, json.dumps(to_json(data), indent=1, sort_keys=True))
+
+
+def write_atomic_text(path: Path, text: str) -> None:
+    """``write_atomic`` for any text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("w") as file:
-            json.dump(to_json(data), file, indent=1, sort_keys=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -7,6 +7,8 @@ verdict runs in this process. docs/verifying.md says what that protects from and
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scorecard import claims, provenance, sandbox
+from scorecard import claims, provenance
 from scorecard.artifact import regular_files
 from scorecard.claims import Measured, Verdict
 from scorecard.errors import (
@@ -27,6 +29,7 @@ from scorecard.errors import (
 from scorecard.locks import Lock
 from scorecard.machine import cores
 from scorecard.manifest import Manifest
+from scorecard.pairs import Column, columns, read_documents
 from scorecard.pickles import pickled
 from scorecard.plain import plain
 from scorecard.requirements import read_requirements
@@ -38,6 +41,7 @@ from scorecard.submission import TOP, USER, hash_faults
 from scorecard.unpack import unpack
 from scorecard.unpacked import Parts, check_names
 from scorecard.verified import Report, VerifyOptions
+from scorecard.verify_setup import environment, isolated
 
 
 def verify(archive: Path, options: VerifyOptions) -> Report:
@@ -54,36 +58,13 @@ def verify(archive: Path, options: VerifyOptions) -> Report:
             if reason := pickled(folder / TOP / name):
                 raise SubmissionError(f"{plain(name)}: {reason}; it is not loaded")
         lock = read_requirements(folder / TOP / manifest.requirements)
-        isolated = _isolated(options)
+        boxed = isolated(options)
         faults = list(hash_faults(folder / TOP, inside, manifest))
         split = Parts.of(folder / TOP, Path(scratch), manifest)
         python = None
         if not faults:
-            python = options.python or _environment(lock, options)
-        return _Verification(archive, manifest, lock, split, options, isolated, tuple(faults)).run(python)
-
-
-def _isolated(options: VerifyOptions) -> bool:
-    reason = sandbox.why_not()
-    if reason is None:
-        return True
-    if not options.unsafe:
-        raise SpecError(
-            f"verify: cannot isolate code on this machine ({plain(reason)}); use another one, or read the "
-            "submission's code first and give --unsafe"
-        )
-    return False
-
-
-def _environment(lock: Lock, options: VerifyOptions) -> Path:
-    from scorecard import environments, installing
-
-    try:
-        return environments.from_lock(lock, stranger=True, say=options.say).python
-    except installing.InstallError as error:
-        raise SubmissionError(
-            f"requirements: cannot be installed: {plain(error)}; or give --python"
-        ) from None
+            python = options.python or environment(lock, options)
+        return _Verification(archive, manifest, lock, split, options, boxed, tuple(faults)).run(python)
 
 
 @dataclass
@@ -97,7 +78,7 @@ class _Verification:
     faults: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
-    documents: dict[str, Mapping[int, float]] = field(default_factory=dict)
+    documents: dict[str, Column] = field(default_factory=dict)
     claimed: dict[tuple[str, str], dict[int, float]] | None = None
 
     def run(self, python: Path | None) -> Report:
@@ -124,6 +105,7 @@ class _Verification:
             sha256=sha256_file(self.archive),
             case=plain(self.manifest.case),
             model=plain(_model(self.manifest)),
+            original_sha256=_digest(self.manifest),
             isolated=self.isolated,
             verdicts=tuple(verdicts),
             measured=self.measured,
@@ -174,15 +156,20 @@ class _Verification:
             return [tasks, Verdict("accuracy", False, f"not measured: {error}")]
         self.measured |= {name: result[name] for name in ("mean_accuracy", "mean_accuracy_stderr")}
         self.measured["tasks"] = {name: task["value"] for name, task in result["tasks"].items()}
-        self.documents = {name: task.documents for name, task in found.items() if task.accuracy}
+        counted = {name: task.metric for name, task in found.items() if task.accuracy}
+        self.documents = columns(read_documents(self._table), counted)
         return [tasks, *self._verdicts(result, found)]
 
     def _score(
         self, settings: BoxSettings, artifact: Path, spec: EvalSpec
     ) -> tuple[dict[str, Any], dict[str, Measured]]:
-        documents = self.split.hidden / "measured.parquet"
         tie = self.options.tie_nats
-        return score(settings, self.split.code, artifact, spec, documents=documents, tie_nats=tie)
+        return score(settings, self.split.code, artifact, spec, documents=self._table, tie_nats=tie)
+
+    @property
+    def _table(self) -> Path:
+        """The results of each document as they are measured here."""
+        return self.split.hidden / "measured.parquet"
 
     def _verdicts(self, result: Mapping[str, Any], found: Mapping[str, Measured]) -> list[Verdict]:
         claimed, own = self.manifest.claims, self.claimed
@@ -234,6 +221,12 @@ class _Verification:
             return [Verdict("rebuild", False, plain(error))]
         except ScorecardError as error:
             return [Verdict("rebuild", None, plain(error))]
+
+
+def _digest(manifest: Manifest) -> str:
+    """Equal for submissions that name the same original."""
+    files = {name: entry.sha256 for name, entry in manifest.original.items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _model(manifest: Manifest) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from scorecard.box import BoxLimits
 from scorecard.claims import Verdict
 from scorecard.errors import EXIT_FAILED, EXIT_INCONCLUSIVE
+from scorecard.pairs import Column
 from scorecard.unpack import UnpackLimits
 
 TIE_NATS = 0.01
@@ -39,17 +40,18 @@ class VerifyOptions:
 class Report:
     """What was found about one zip; ``measured`` holds size_bytes, code_bytes, mean_accuracy,
     mean_accuracy_stderr, score and the tasks' values, each ``None`` where it was not measured; ``settings``
-    are those of the evaluation that two scores must share."""
+    are those of the evaluation that two scores must share, ``documents`` the values of each accuracy task."""
 
     file: str
     sha256: str
     case: str
     model: str
+    original_sha256: str
     isolated: bool
     verdicts: tuple[Verdict, ...]
     measured: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    documents: Mapping[str, Mapping[int, float]] = field(default_factory=dict, repr=False)
+    documents: Mapping[str, Column] = field(default_factory=dict, repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -81,7 +82,8 @@ def main(options: argparse.Namespace) -> int:
 
 
 def as_json(report: Report) -> dict[str, object]:
-    told = {k: v for k, v in to_json(report).items() if k != "documents"}
+    told = to_json(dataclasses.replace(report, documents={}))
+    del told["documents"]
     return {**told, "exit_code": report.exit_code}
 
 

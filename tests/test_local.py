@@ -518,7 +518,7 @@ def test_podman_takes_its_own_options(docked: Checkout) -> None:
     assert call[call.index("--device") + 1] == "nvidia.com/gpu=all"
     assert "--gpus" not in call
     assert ("--userns" in call) is (os.getuid() != 0)
-    assert [call[0] for call in calls(docked.docker)] == ["info", "image", "build", "run"]
+    assert [call[0] for call in calls(docked.docker)] == ["version", "image", "build", "run"]
 
 
 def test_prebuilt_uses_the_images_code_and_keeps_what_a_run_writes(docked: Checkout) -> None:

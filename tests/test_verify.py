@@ -201,6 +201,14 @@ def test_a_model_that_user_py_only_registers(honest: Path, tmp_path: Path) -> No
     assert report.exit_code == 0, lines(report)
 
 
+def test_a_python_below_tmp_is_seen(honest: Path, tmp_path: Path) -> None:
+    """/tmp of the box is its own."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    archive = small_frozen.pack(honest, tmp_path / "a.zip")
+    report = verify(archive, VerifyOptions(python=tmp_path / "env" / "bin" / "python"))
+    assert report.exit_code == 0, lines(report)
+
+
 # -- rebuild -----------------------------------------------------------------------------------------
 
 
