@@ -116,7 +116,8 @@ def scales(values: Array) -> Array:
     Eight constants, rounded once to float32, times an exact power of two.
     """
     exponent = values.astype(np.int32) - 128
-    return np.ldexp(_EIGHTHS[exponent & 7], exponent >> 3).astype(np.float32)
+    factors: Array = np.ldexp(_EIGHTHS[exponent & 7], exponent >> 3)
+    return factors
 
 
 _EIGHTHS = np.array(
@@ -153,13 +154,14 @@ def reconstructions(centroids: Array, states: int) -> Array:
     size, sign = np.abs(k), np.sign(k)
     points = np.stack([size, size]) if states == 1 else np.stack([2 * size, 2 * size - (size > 0)])
     shifts = centroids.astype(np.float32)[:, np.minimum(size, 3)]
-    return (sign.astype(np.float32) * (points.astype(np.float32) - shifts)).astype(np.float32)
+    table: Array = sign.astype(np.float32) * (points.astype(np.float32) - shifts)
+    return table
 
 
 def dequantize(m: CodedMatrix) -> Array:
     """float32 [rows, columns]: the weights, `(u * (step * row)) * column`, every product rounded once."""
     table = reconstructions(m.centroids, m.states)
-    u = table[quantizers(m), m.codes + MAX_CODE]
+    u: Array = table[quantizers(m), m.codes + MAX_CODE]
     u *= (np.float32(m.step) * scales(m.row_scale))[:, None]
     u *= scales(m.column_scale)[None, :]
     return u
@@ -173,8 +175,8 @@ def spreads(values: Array) -> tuple[Array, Array]:
     product row × column, found by two rounds of alternating least squares on the squares.
     """
     power = np.square(values, dtype=np.float32)
-    column = np.ones(values.shape[1], np.float64)
-    row = np.ones(values.shape[0], np.float64)
+    column: Array = np.ones(values.shape[1], np.float64)
+    row: Array = np.ones(values.shape[0], np.float64)
     for _ in range(2):
         row = np.maximum((power @ (1 / column).astype(np.float32)).astype(np.float64) / column.size, 1e-12)
         column = np.maximum(((1 / row).astype(np.float32) @ power).astype(np.float64) / row.size, 1e-12)

@@ -20,7 +20,6 @@ import torch
 
 from rdq import lanes, lanes_numpy, side
 from rdq.coded import (
-    CLASS_OFFSET,
     NEXT_STATE,
     QUANTIZER_OF_STATE,
     CodedMatrix,
@@ -104,13 +103,15 @@ def encode(
         raise RdqError(f"coded matrix: {rows} rows are not those of {stack} matrices of equal shape")
     panel, many = lanes.panels(rows, columns)
     kernel = module or kernels()
-    look, arguments = lanes.lookup(tables), _contexts(m)
+    look = lanes.lookup(tables)
+    codes = np.require(m.codes, requirements="CW")  # of one kind, so that one compiled kernel serves all
+    arguments = np.array(m.row_spread), np.array(m.column_spread), *_trellis(m.states)
 
     def coded(first: int) -> tuple[Array, Array]:
         width = min(panel, columns - first)
         states = np.zeros(min(many, width), np.int64)
         out = np.empty(2 * rows * width, np.uint16)  # only what is written takes memory
-        start = kernel.encode_panel(m.codes, first, width, *arguments, *look[1:], states, out)
+        start = kernel.encode_panel(codes, first, width, *arguments, *look[1:], states, out)
         return states.astype("<u4"), out[start:].astype("<u2")
 
     parts = _mapped(coded, range(0, columns, panel), threads)
@@ -156,7 +157,7 @@ def decode_weights(
         _decode(data, header, tables, where, threads, module, halves=halves)
     else:
         _decode(data, header, tables, where, threads, module, floats=out.numpy())
-    out = out.to(dtype).unflatten(0, (header.stack, -1))
+    out = out.to(dtype).reshape(header.stack, -1, header.columns)
     if header.transposed:
         out = out.transpose(1, 2).contiguous()
     return out if header.stack > 1 else out[0]
@@ -212,7 +213,7 @@ def _decode(
     blanks = {"codes": np.int16, "floats": np.float32, "halves": np.uint16}
     out = [outputs.get(name, np.empty((0, 0), dtype)) for name, dtype in blanks.items()]
     arguments = (
-        *_spread_classes(row_spread, column_spread), *_trellis(header.states), look.decode, look.table_of,
+        row_spread, column_spread, *_trellis(header.states), look.decode, look.table_of,
         np.float32(header.step) * scales(row_scale), scales(column_scale),
         reconstructions(header.centroids, header.states).reshape(-1), *out,
     )  # fmt: skip
@@ -231,16 +232,6 @@ def _decode(
     if any(_mapped(panel, parts, threads)):
         raise RdqError(f"{where}: its words do not fit its tables; write it again")
     return vectors
-
-
-def _contexts(m: CodedMatrix) -> tuple[Array, Array, Array, Array]:
-    """(class of rows, of columns, trellis, quantizer of a state), as the kernels read them."""
-    return *_spread_classes(m.row_spread, m.column_spread), *_trellis(m.states)
-
-
-def _spread_classes(row_spread: Array, column_spread: Array) -> tuple[Array, Array]:
-    """int16 each: an element's class is their sum, kept within the classes."""
-    return row_spread.astype(np.int16) - CLASS_OFFSET, column_spread.astype(np.int16)
 
 
 def _trellis(states: int) -> tuple[Array, Array]:

@@ -29,8 +29,12 @@ def magnitudes(m: CodedMatrix) -> Array:
     """int64 [CLASSES, 2, MAX_CODE + 1]: how often each |k| occurs in each class × quantizer."""
     counts = np.zeros(CLASSES * 2 * (MAX_CODE + 1), np.int64)
     if COMPILED:
-        rows, columns = m.row_spread.astype(np.int64) - CLASS_OFFSET, m.column_spread.astype(np.int64)
-        _count(m.codes, rows, columns, NEXT_STATE[m.states], QUANTIZER_OF_STATE[m.states], counts)
+        row_class, column_class = (
+            m.row_spread.astype(np.int64) - CLASS_OFFSET,
+            m.column_spread.astype(np.int64),
+        )
+        codes = np.require(m.codes, requirements="CW")
+        _count(codes, row_class, column_class, NEXT_STATE[m.states], QUANTIZER_OF_STATE[m.states], counts)
     else:
         context, size = 2 * classes(m).astype(np.int32) + quantizers(m), np.abs(m.codes)
         rows_at_once = max(1, _BLOCK // m.codes.shape[1])

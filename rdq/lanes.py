@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rdq.coded import CLASS_OFFSET, CLASSES
 from rdq.symbols import SYMBOLS, TOTAL
 from rdq.tables import Tables
 
@@ -44,13 +45,15 @@ class Lookup(NamedTuple):
     reciprocal: Array
     """float64 [n * SYMBOLS]: 1 / frequency; x // frequency is floor((x + 0.5) * it) for all x < 2**32."""
     table_of: Array
-    """int32 [CLASSES * 2]: the table of each class × quantizer."""
+    """uint16 [511 * 2]: the table of row_spread + column_spread and quantizer."""
 
 
 @lru_cache(maxsize=4)
 def lookup(tables: Tables) -> Lookup:
     """The lookups of these tables, made once."""
-    rows, table_of = tables.distinct
+    rows, place = tables.distinct
+    kind = np.clip(np.arange(2 * 255 + 1) - CLASS_OFFSET, 0, CLASSES - 1)
+    table_of = place.reshape(CLASSES, 2)[kind].astype(np.uint16).reshape(-1)
     frequency = rows.astype(np.int64)
     start = np.cumsum(frequency, axis=1) - frequency
     decode = np.empty((len(rows), TOTAL), np.uint32)

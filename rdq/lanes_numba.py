@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rdq.coded import CLASSES, MAX_CODE
+from rdq.coded import MAX_CODE
 from rdq.compiled import compiled
 from rdq.lanes import LOWEST, NO_INDEX, TOO_LONG, TOO_SHORT
 from rdq.symbols import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, WIDEST
@@ -23,12 +23,11 @@ _RAW_MASK = (1 << RAW_BITS) - 1
 _RAW_LIMIT = 1 << (32 - RAW_BITS)
 _FREQUENCY_SHIFT = 32 - PRECISION
 _INDICES = 2 * MAX_CODE + 1
-_LAST = CLASSES - 1
 
 
 @compiled
 def _tables_of(
-    codes: Array, first: int, width: int, row_class: Array, column_class: Array,
+    codes: Array, first: int, width: int, row_spread: Array, column_spread: Array,
     after: Array, quantizer: Array, table_of: Array,
 ) -> Array:  # fmt: skip
     """uint8 [rows, width]: the table of each index of the panel that begins at column `first`."""
@@ -38,8 +37,8 @@ def _tables_of(
     for row in range(rows):
         for c in range(width):
             t = np.int64(trellis[c])
-            kind = min(max(np.int64(row_class[row]) + np.int64(column_class[first + c]), 0), _LAST)
-            out[row, c] = table_of[2 * kind + np.int64(quantizer[t])]
+            spread = np.int64(row_spread[row]) + np.int64(column_spread[first + c])
+            out[row, c] = table_of[2 * spread + np.int64(quantizer[t])]
             trellis[c] = after[2 * t + (np.int64(codes[row, first + c]) & 1)]
     return out
 
@@ -47,7 +46,7 @@ def _tables_of(
 @compiled
 def encode_panel(
     codes: Array, first: int, width: int,
-    row_class: Array, column_class: Array, after: Array, quantizer: Array,
+    row_spread: Array, column_spread: Array, after: Array, quantizer: Array,
     frequency: Array, start: Array, reciprocal: Array, table_of: Array, states: Array, out: Array,
 ) -> int:  # fmt: skip
     """Codes columns [first, first + width) of codes, backwards, into the end of out (uint16).
@@ -55,7 +54,7 @@ def encode_panel(
     states: int64 [lanes], the final states when done. Returns the place in out of the first word.
     """
     lanes = states.size
-    tables = _tables_of(codes, first, width, row_class, column_class, after, quantizer, table_of)
+    tables = _tables_of(codes, first, width, row_spread, column_spread, after, quantizer, table_of)
     states[:] = LOWEST
     p = out.size
     for row in range(codes.shape[0] - 1, -1, -1):
@@ -91,7 +90,7 @@ def encode_panel(
 @compiled
 def _row(
     words: Array, p: int, states: Array, first: int, width: int,
-    row_class: int, column_class: Array, decode: Array, after: Array, quantizer: Array, table_of: Array,
+    row_spread: int, column_spread: Array, decode: Array, after: Array, quantizer: Array, table_of: Array,
     trellis: Array, before: Array, codes: Array,
 ) -> int:  # fmt: skip
     """Decodes one row of a panel into codes (int16 [width]); before: the trellis state that read each index.
@@ -105,43 +104,54 @@ def _row(
         for lane in range(n):
             c = begin + lane
             t = np.int64(trellis[c])
-            kind = min(max(row_class + np.int64(column_class[first + c]), 0), _LAST)
+            spread = row_spread + np.int64(column_spread[first + c])
+            table = np.int64(table_of[2 * spread + np.int64(quantizer[t])])
             x = np.int64(states[lane])
-            table = np.int64(table_of[2 * kind + np.int64(quantizer[t])])
             entry = np.int64(decode[(table << PRECISION) | (x & (TOTAL - 1))])
             symbol = entry & 255
             x = ((entry >> 8) & (TOTAL - 1)) * (x >> PRECISION) + (entry >> 20)
             word = np.int64(words[p])  # read in any case, so that nothing branches
-            low = np.int64(x < LOWEST)
-            x = (x << (16 * low)) | (word * low)
+            low = 1 if x < LOWEST else 0
+            states[lane] = (x << (16 * low)) | (word * low)
             p += low
-            states[lane] = x
             before[c] = t
             codes[c] = symbol - WIDEST
-            escapes += np.int64(symbol == ESCAPE)
+            escapes += 1 if symbol == ESCAPE else 0
             trellis[c] = after[2 * t + ((symbol + 1) & 1)]
         if escapes:
-            for lane in range(n):
-                c = begin + lane
-                if codes[c] == ESCAPE - WIDEST:
-                    x = np.int64(states[lane])
-                    k = (x & _RAW_MASK) - MAX_CODE
-                    x >>= RAW_BITS
-                    if x < LOWEST:
-                        x = (x << 16) | np.int64(words[p])
-                        p += 1
-                    states[lane] = x
-                    if k > MAX_CODE:
-                        return NO_INDEX
-                    codes[c] = k
-                    trellis[c] = after[2 * np.int64(before[c]) + (k & 1)]
+            p = _escapes(words, p, states, begin, n, after, trellis, before, codes)
+            if p < 0:
+                return p
+    return p
+
+
+@compiled
+def _escapes(
+    words: Array, p: int, states: Array, begin: int, n: int,
+    after: Array, trellis: Array, before: Array, codes: Array,
+) -> int:  # fmt: skip
+    """Reads the plain bits of those of the n columns from `begin` on that hold an escape; as `_row`."""
+    for lane in range(n):
+        c = begin + lane
+        if codes[c] == ESCAPE - WIDEST:
+            x = np.int64(states[lane])
+            k = (x & _RAW_MASK) - MAX_CODE
+            x >>= RAW_BITS
+            if x < LOWEST:
+                x = (x << 16) | np.int64(words[p])
+                p += 1
+            states[lane] = x
+            if k > MAX_CODE:
+                return NO_INDEX
+            codes[c] = k
+            trellis[c] = after[2 * np.int64(before[c]) + (k & 1)]
     return p
 
 
 @compiled
 def decode_panel(
     words: Array, count_of_words: int, states: Array, first: int, width: int,
-    row_class: Array, column_class: Array, after: Array, quantizer: Array, decode: Array, table_of: Array,
+    row_spread: Array, column_spread: Array, after: Array, quantizer: Array, decode: Array, table_of: Array,
     row_factor: Array, column_factor: Array, values: Array,
     codes_out: Array, floats_out: Array, halves_out: Array,
 ) -> int:  # fmt: skip
@@ -155,10 +165,10 @@ def decode_panel(
     codes, floats = np.zeros(width, np.int16), np.zeros(width, np.float32)
     bits = floats.view(np.uint32)
     p = 0
-    for row in range(row_class.size):
+    for row in range(row_spread.size):
         p = _row(
-            words, p, states, first, width, np.int64(row_class[row]), column_class, decode, after, quantizer,
-            table_of, trellis, before, codes,
+            words, p, states, first, width, int(row_spread[row]), column_spread, decode, after,
+            quantizer, table_of, trellis, before, codes,
         )  # fmt: skip
         if p < 0 or p > count_of_words:
             return NO_INDEX if p < 0 else TOO_SHORT

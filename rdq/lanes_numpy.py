@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rdq.coded import CLASSES, MAX_CODE
+from rdq.coded import MAX_CODE
 from rdq.lanes import LOWEST, NO_INDEX, TOO_LONG, TOO_SHORT
 from rdq.symbols import ESCAPE, PRECISION, RAW_BITS, SYMBOLS, TOTAL, WIDEST
 
@@ -15,26 +15,26 @@ Array = npt.NDArray[Any]
 
 
 def _tables_of(
-    codes: Array, row_class: Array, column_class: Array, after: Array, quantizer: Array, table_of: Array
+    codes: Array, row_spread: Array, column_spread: Array, after: Array, quantizer: Array, table_of: Array
 ) -> Any:
-    """For each row: (row, int64 [width] the table of each index)."""
+    """For each row: (row, uint16 [width] the table of each index)."""
     trellis = np.zeros(codes.shape[1], np.uint8)
     for row, indices in enumerate(codes):
-        kind = np.clip(row_class[row] + column_class, 0, CLASSES - 1).astype(np.int64)
-        yield row, table_of[2 * kind + quantizer[trellis]].astype(np.int64)
+        spread = int(row_spread[row]) + column_spread.astype(np.int64)
+        yield row, table_of[2 * spread + quantizer[trellis]]
         trellis = after[2 * trellis.astype(np.int64) + (indices & 1)]
 
 
 def encode_panel(
     codes: Array, first: int, width: int,
-    row_class: Array, column_class: Array, after: Array, quantizer: Array,
+    row_spread: Array, column_spread: Array, after: Array, quantizer: Array,
     frequency: Array, start: Array, reciprocal: Array, table_of: Array, states: Array, out: Array,
 ) -> int:  # fmt: skip
     """As `lanes_numba.encode_panel`."""
     panel = codes[:, first : first + width]
     tables = np.empty(panel.shape, np.uint8)
     for row, found in _tables_of(
-        panel, row_class, column_class[first : first + width], after, quantizer, table_of
+        panel, row_spread, column_spread[first : first + width], after, quantizer, table_of
     ):
         tables[row] = found
     states[:] = LOWEST
@@ -70,19 +70,19 @@ def _spill(x: Array, which: Array, limit: Array | int, out: Array, p: int) -> in
 
 def decode_panel(
     words: Array, count_of_words: int, states: Array, first: int, width: int,
-    row_class: Array, column_class: Array, after: Array, quantizer: Array, decode: Array, table_of: Array,
+    row_spread: Array, column_spread: Array, after: Array, quantizer: Array, decode: Array, table_of: Array,
     row_factor: Array, column_factor: Array, values: Array,
     codes_out: Array, floats_out: Array, halves_out: Array,
 ) -> int:  # fmt: skip
     """As `lanes_numba.decode_panel`."""
     x = states.astype(np.int64)
-    trellis = np.zeros(width, np.int64)
+    trellis: Array = np.zeros(width, np.int64)
     codes, columns = np.zeros(width, np.int64), slice(first, first + width)
     p = 0
-    for row, own in enumerate(row_class):
+    for row, own in enumerate(row_spread):
         before = trellis
-        kind = np.clip(own + column_class[columns], 0, CLASSES - 1).astype(np.int64)
-        contexts = table_of[2 * kind + quantizer[before]].astype(np.int64) << PRECISION
+        spread = int(own) + column_spread[columns].astype(np.int64)
+        contexts = table_of[2 * spread + quantizer[before]].astype(np.int64) << PRECISION
         p = _row(words, p, x, contexts, decode, codes)
         if p < 0 or p > count_of_words:
             return NO_INDEX if p < 0 else TOO_SHORT

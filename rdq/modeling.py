@@ -54,7 +54,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> PreTrainedM
     if (folder / "generation_config.json").is_file() and model.can_generate():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     model.name_or_path = str(folder)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _config(folder: Path) -> Any:

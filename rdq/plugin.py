@@ -25,7 +25,7 @@ from rdq.headers import SUFFIX, VERSION
 from rdq.modeling import Ahead
 
 
-class RdqConfig(QuantizationConfigMixin):
+class RdqConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """`quantization_config` of config.json; other keys than these two are kept and mean nothing here."""
 
     dequantize = True
@@ -39,7 +39,7 @@ class RdqConfig(QuantizationConfigMixin):
         self.__dict__.update(other)
 
 
-class RdqQuantizer(HfQuantizer):
+class RdqQuantizer(HfQuantizer):  # type: ignore[misc]
     """Loads compressed folders; it quantizes nothing itself."""
 
     serialized_names = {"weight": ["weight", "weight" + SUFFIX]}  # noqa: RUF012 - as the base class has it
@@ -84,7 +84,7 @@ class RdqQuantizer(HfQuantizer):
         return True
 
 
-class RdqDecode(ConversionOps):
+class RdqDecode(ConversionOps):  # type: ignore[misc]
     """Payloads -> weights, under the names without the suffix; other tensors pass through."""
 
     def __init__(self, hf_quantizer: RdqQuantizer) -> None:

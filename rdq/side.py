@@ -45,11 +45,13 @@ def unpack(data: bytes, rows: int, columns: int) -> tuple[Array, Array, Array, A
 
 
 def _joined(spread: Array, scale: Array) -> Array:
-    return (spread + (scale >> 1)).astype(np.uint8)
+    joined: Array = spread + (scale >> 1)  # both are bytes: modulo 256
+    return joined
 
 
 def _parted(value: Array, scale: Array) -> Array:
-    return (value - (scale >> 1)).astype(np.uint8)
+    parted: Array = value - (scale >> 1)
+    return parted
 
 
 @compiled
@@ -145,7 +147,7 @@ def _encode(symbols: Array, ends: Array, out: Array) -> int:
             mean = _mean_after(mean, symbols[i], i - start)
         start = end
     out[coder[2]] = (coder[0] >> 24) + 1  # one byte lies between the bounds: their first bytes differ
-    return coder[2] + 1
+    return int(coder[2]) + 1
 
 
 @compiled

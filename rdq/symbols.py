@@ -58,7 +58,7 @@ def packed(frequencies: Array) -> bytes:
     rest.
     """
     out = bytearray()
-    before = np.zeros(SYMBOLS, np.uint16)
+    before: Array = UNUSED
     for table in frequencies.transpose(1, 0, 2).reshape(-1, SYMBOLS):
         if np.array_equal(table, UNUSED):
             out.append(0)

@@ -152,21 +152,20 @@ def _gaussian() -> Array:
 
 
 def _frequencies(weights: Array) -> Array:
-    """uint16 [SYMBOLS] for weights float64 [MAX_CODE + 1] of |k|: whole 4096ths by largest remainder."""
+    """uint16 [SYMBOLS] for weights float64 [MAX_CODE + 1] of |k|: whole 4096ths by largest remainder.
+
+    What is worth less than half a 4096th has none and goes by the escape.
+    """
     share = weights[: WIDEST + 1] / weights.sum() * TOTAL
     share[1:] /= 2  # of one sign
-    worth = np.flatnonzero(share >= 0.5)
-    widest = int(worth.max()) if worth.size else 0
-    share = np.maximum(share[: widest + 1], 1e-9)
-    outside = TOTAL - share[0] - 2 * share[1:].sum()
-    escape = max(1, round(outside))
-    zero = max(1, round(share[0]))
-    zero += (TOTAL - escape - zero) % 2 if widest else TOTAL - escape - zero
-    whole = _whole(share[1:], (TOTAL - escape - zero) // 2)
+    worth = 1 + np.flatnonzero(share[1:] >= 0.5)
+    escape = max(1, min(round(TOTAL - share[0] - 2 * share[worth].sum()), TOTAL - 2 - 2 * worth.size))
+    zero = max(1, min(round(share[0]), TOTAL - escape - 2 * worth.size))
+    zero += (TOTAL - escape - zero) % 2 if worth.size else TOTAL - escape - zero
+    whole = _whole(share[worth], (TOTAL - escape - zero) // 2)
     out = np.zeros(SYMBOLS, np.uint16)
     out[WIDEST], out[ESCAPE] = zero, escape
-    out[WIDEST + 1 : WIDEST + 1 + widest] = whole
-    out[WIDEST - widest : WIDEST] = whole[::-1]
+    out[WIDEST + worth] = out[WIDEST - worth] = whole
     return out
 
 
@@ -175,12 +174,14 @@ def _whole(share: Array, total: int) -> Array:
     if not share.size:
         return np.zeros(0, np.int64)
     share = share * (total / share.sum())
-    out = np.maximum(np.floor(share), 1).astype(np.int64)
+    out: Array = np.maximum(np.floor(share), 1).astype(np.int64)
     while (missing := total - int(out.sum())) != 0:
         # where one more (or less) changes the code length most for the better
         gain = share / out if missing > 0 else -share / np.maximum(out - 1, 0.5) - 1e9 * (out == 1)
-        places = np.argsort(-gain, kind="stable")[: max(1, min(abs(missing), share.size // 2))]
+        places = np.argsort(-gain, kind="stable")[: min(abs(missing), share.size)]
+        places = places[: max(1, places.size // 2)]
         out[places] += 1 if missing > 0 else -1
+        out = np.maximum(out, 1)
     return out
 
 
