@@ -1,0 +1,203 @@
+"""A model folder to a compressed one: statistics once, then as many step constants as the budget takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rdq import calibration as texts
+from rdq.errors import RdqError
+from rdq.importance import MODES, settings_of, statistics_of
+from rdq.matrices import Matrix, matrices, read, stored
+from rdq.modeling import load
+from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
+from rdq.statistics import Sums, collect
+from rdq.writing import Writer
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
+    "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
+KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
+KL_VALUES = 1 << 28  # of reference predictions kept
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to calibrate on, and how matrices are quantized."""
+
+    mode: str = "sensitivity"
+    calibration: Path | Sequence[Sequence[int]] | None = None
+    """A text or .jsonl file, or sequences of token ids; ``None``: the model writes its own."""
+    samples: int = 128
+    length: int = 256
+    seed: int = 0
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise RdqError(f"mode: '{self.mode}' is unknown; write one of {', '.join(MODES)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of the result. ``predicted_bytes``: what the quantizer counted on."""
+
+    name: str
+    kind: str
+    weights: int
+    predicted_bytes: float
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """One compressed folder. ``bits`` per weight and ``weight_bytes`` count all files but the tokenizer's."""
+
+    c: float
+    bits: float
+    weight_bytes: int
+    folder_bytes: int
+    kl: float | None
+    mode: str
+    tensors: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Compressor:
+    """The model, its statistics and everything else that every step constant shares."""
+
+    def __init__(self, model_dir: Path, options: Options) -> None:
+        """Reads the model and runs it over the calibration text. Raises RdqError for what cannot be."""
+        self.folder, self.options = model_dir, options
+        self.tensors = stored(model_dir)
+        self._model = model = _load(model_dir)
+        self._prepared: dict[str, Prepared] = {}
+        self._kept = 0
+        self._reference: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+        self.matrices = matrices(model, self.tensors)
+        if not self.matrices:
+            raise RdqError(f"{model_dir}: holds no matrix to quantize; name the folder of a language model")
+        self._names = {matrix.name for matrix in self.matrices}
+        self.tied = any(matrix.kind == "tied" for matrix in self.matrices)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        sequences = self._sequences(model)
+        self._held = sequences[-max(1, len(sequences) // 8) :]
+        sums: Sums | None = None
+        if options.mode != "data-free":
+            addresses = {matrix.address for matrix in self.matrices}
+            sensitivity = options.mode == "sensitivity"
+            sums = collect(model, sequences, addresses, sensitivity=sensitivity, seed=options.seed)
+        self.statistics = statistics_of(self.matrices, sums, options.mode, self._weight)
+
+    def _sequences(self, model: PreTrainedModel) -> list[list[int]]:
+        o = self.options
+        length = texts.length_for(model, o.length)
+        if isinstance(o.calibration, Path):
+            return texts.of_file(o.calibration, AutoTokenizer.from_pretrained(self.folder), o.samples, length)
+        if o.calibration is not None:
+            return [list(ids) for ids in o.calibration]
+        samples = o.samples if o.mode != "data-free" else 8
+        return texts.generated(model, samples, length, o.seed)
+
+    def _weight(self, matrix: Matrix) -> torch.Tensor:
+        """As [rows, columns]."""
+        tensor = read(self.tensors[matrix.name], matrix.name)
+        return tensor.T if matrix.turned else tensor
+
+    def _prepare(self, matrix: Matrix) -> Prepared:
+        if matrix.name in self._prepared:
+            return self._prepared[matrix.name]
+        made = prepare(self.statistics[matrix.name], settings_of(matrix, self.options.settings))
+        self._kept += made.factor.nbytes
+        if self._kept < KEPT_BYTES:
+            self._prepared[matrix.name] = made
+        return made
+
+    def quantized(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
+        """Every matrix with the step constant ``c``, one after the other."""
+        for matrix in self.matrices:
+            settings = settings_of(matrix, self.options.settings)
+            try:
+                yield matrix, quantize(self._weight(matrix), self._prepare(matrix), c, settings)
+            except RdqError as error:
+                raise RdqError(f"{matrix.name}: {error}") from None
+
+    def compress(self, c: float, out: Path, *, measure: bool = True) -> Report:
+        """Write the model with the step constant ``c`` into ``out``, an empty or new folder.
+
+        ``measure``: also load it and measure the divergence from the original.
+        """
+        predicted: dict[str, tuple[Matrix, float]] = {}
+        with Writer(out) as writer:
+            for name, path in self.tensors.items():
+                if name not in self._names and not (self.tied and name == "lm_head.weight"):
+                    writer.add_plain(name, read(path, name))
+            for matrix, found in self.quantized(c):
+                writer.add_matrix(matrix.name, found.coded, transposed=matrix.turned)
+                predicted[matrix.name] = matrix, found.predicted_bytes
+            written = writer.close(_config(self.folder))
+        copy_tokenizer(self.folder, out)
+        kl = self.divergence(out) if measure else None
+        rows = [
+            Row(w.name, predicted[w.name][0].kind, w.weights, predicted[w.name][1], w.size_bytes)
+            if w.name in predicted
+            else Row(w.name, "plain", w.weights, w.size_bytes, w.size_bytes)
+            for w in written
+        ]
+        return _report(c, out, self.parameters, kl, self.options.mode, rows)
+
+    def measured(self, report: Report, folder: Path) -> Report:
+        """The report with the divergence of its folder."""
+        return replace(report, kl=self.divergence(folder))
+
+    def divergence(self, folder: Path) -> float:
+        """Mean KL(original || compressed) in nats per token, on an eighth of the calibration text."""
+        if self._reference is None:
+            vocabulary = int(self._model.config.get_text_config().vocab_size)
+            most = max(1, KL_VALUES // vocabulary // len(self._held[0]))
+            held = self._held[:most]
+            batches = [torch.tensor(held[i : i + 8]) for i in range(0, len(held), 8)]
+            self._reference = texts.predictions(self._model, batches), batches
+        model = load(folder, dtype=self._model.dtype)
+        return texts.divergence(self._reference[0], model, self._reference[1])
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, device_map=None
+        )
+    except (OSError, ValueError) as error:
+        raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
+    return model.eval()
+
+
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    """The tokenizer's files, byte for byte, and the generation config."""
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content.pop("_name_or_path", None)  # the result must not lead back to the original
+    return content
+
+
+def _report(c: float, out: Path, parameters: int, kl: float | None, mode: str, rows: Sequence[Row]) -> Report:
+    sizes = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    weight_bytes = sum(size for name, size in sizes.items() if name not in TOKENIZER_FILES)
+    bits = 8 * weight_bytes / parameters
+    return Report(c, bits, weight_bytes, sum(sizes.values()), kl, mode, tuple(rows))

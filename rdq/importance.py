@@ -1,0 +1,149 @@
+"""What each matrix of a model gets from the sums of ``statistics``: H and the sensitivity of its rows.
+
+Three modes: ``sensitivity`` uses inputs and gradients, so that one step constant is right for all matrices;
+``calibrated`` uses inputs alone, and takes an output to matter in inverse proportion to the power of its
+matrix's outputs; ``data-free`` uses nothing, and takes weights to matter by their power alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rdq.matrices import Matrix
+from rdq.quantize import Settings
+from rdq.statistics import Inputs, Site, Statistics, Sums
+
+MODES = ("sensitivity", "calibrated", "data-free")
+HEAD_FLOOR = 0.3  # added to every row of lm_head, in means: a token that never occurs still has a logit
+EMBEDDING_FLOOR = 1.0  # added to the frequency of every token, in means
+COARSER = {"body": 1.0, "head": 1.3, "embedding": 1.7, "tied": 1.3}  # steps, measured (docs/rdq.md)
+OUTER_RANGE = 30.0  # of the steps of the rows of head and embedding
+EMBEDDING_DAMPING = 0.2
+FEW = 256  # tokens of its siblings that an expert's own statistics are mixed with
+
+Read = Callable[[Matrix], torch.Tensor]  # the weight as [rows, columns]
+
+
+def settings_of(matrix: Matrix, settings: Settings) -> Settings:
+    """The settings that suit the kind of matrix."""
+    if matrix.kind == "body":
+        return settings
+    damping = max(settings.damping, EMBEDDING_DAMPING) if matrix.kind == "embedding" else settings.damping
+    return replace(settings, row_range=OUTER_RANGE, damping=damping)
+
+
+def statistics_of(
+    matrices: Sequence[Matrix], sums: Sums | None, mode: str, read: Read
+) -> dict[str, Statistics]:
+    """Name -> statistics. Without ``sums`` the mode is ``data-free``, whatever it says."""
+    if sums is None or mode == "data-free":
+        return {matrix.name: _unknown(matrix, read(matrix), 1.0) for matrix in matrices}
+    families = _families(matrices, sums)
+    found = {}
+    for matrix in matrices:
+        known = _known(matrix, sums, families)
+        if known is not None:
+            if mode == "calibrated":
+                known.sensitivity = known.sensitivity / _output_power(known.hessian, read(matrix))
+            known.sensitivity = known.sensitivity / COARSER[matrix.kind] ** 2
+            found[matrix.name] = known
+    usual = _usual(found, matrices, read)
+    for matrix in matrices:
+        if matrix.name not in found:
+            found[matrix.name] = _unknown(matrix, read(matrix), usual)
+    return found
+
+
+def _known(matrix: Matrix, sums: Sums, families: Mapping[str, list[Site]]) -> Statistics | None:
+    """``None`` for a matrix that no token reached."""
+    body, looked = _of_site(matrix, sums, families), _of_look(matrix, sums)
+    if body is None or looked is None:
+        return body or looked
+    # One tensor for both: the sum of two Kronecker products, taken as the product of sums.
+    weights = body.sensitivity.mean(), looked.sensitivity.mean()
+    shapes = [part.sensitivity / max(part.sensitivity.mean(), 1e-30) for part in (body, looked)]
+    scales = [
+        float(w * part.hessian.diagonal().mean()) for w, part in zip(weights, (body, looked), strict=True)
+    ]
+    share = scales[0] / max(sum(scales), 1e-30)
+    rows = share * shapes[0] + (1 - share) * shapes[1]
+    return Statistics(weights[0] * body.hessian + weights[1] * looked.hessian, rows)
+
+
+def _of_site(matrix: Matrix, sums: Sums, families: Mapping[str, list[Site]]) -> Statistics | None:
+    site = sums.sites.get(matrix.key)
+    group = families.get(_family(matrix.name), [])
+    if site is None and not group:
+        return None
+    width = matrix.columns
+    if site is None:
+        nothing = torch.zeros(width, width), torch.zeros(matrix.outputs)
+        site = Site(Inputs(nothing[0]), nothing[1])
+    squares, products, count = site.squares.cpu(), site.inputs.products, site.inputs.tokens
+    if len(group) > 1:
+        share = FEW / max(1, sum(other.inputs.tokens for other in group))
+        products = products + share * sum(other.inputs.products for other in group)
+        squares = squares + share * sum(other.squares.cpu() for other in group)
+        count += FEW
+    hessian = products / max(1, count)
+    if matrix.kind in ("head", "tied") and sums.doubt is not None:
+        doubt = sums.doubt.double().cpu().numpy()[: matrix.rows] / sums.tokens
+        return Statistics(hessian, doubt + HEAD_FLOOR * doubt.mean())
+    if not sums.sensitivity:
+        return Statistics(hessian, np.ones(matrix.rows))
+    rows = squares[matrix.first : matrix.first + matrix.rows].double().numpy() / sums.tokens
+    return Statistics(hessian, rows)
+
+
+def _of_look(matrix: Matrix, sums: Sums) -> Statistics | None:
+    seen = sums.looked.get(matrix.address)
+    if seen is None:
+        return None
+    frequency = seen.counts.double().cpu().numpy() / max(1.0, float(seen.counts.sum()))
+    rows = frequency + EMBEDDING_FLOOR * frequency.mean()
+    if not sums.sensitivity:
+        return Statistics(torch.eye(matrix.columns), rows / rows.mean())
+    return Statistics(seen.products / max(1.0, float(seen.counts.sum())), rows)
+
+
+def _family(name: str) -> str:
+    """The name without the numbers of experts; empty for any other matrix."""
+    return re.sub(r"\bexperts\.\d+\.", "experts.*.", name) if re.search(r"\bexperts\.\d+\.", name) else ""
+
+
+def _families(matrices: Sequence[Matrix], sums: Sums) -> dict[str, list[Site]]:
+    """The sites of the experts of one layer that do the same: they borrow from each other."""
+    found: dict[str, list[Site]] = {}
+    for matrix in matrices:
+        if _family(matrix.name) and matrix.key in sums.sites:
+            found.setdefault(_family(matrix.name), []).append(sums.sites[matrix.key])
+    return found
+
+
+def _output_power(hessian: torch.Tensor, weight: torch.Tensor) -> float:
+    """Mean of the squares of the outputs."""
+    weight = weight.float().cpu()
+    return max(float(((weight @ hessian.cpu()) * weight).sum(1).mean()), 1e-30)
+
+
+def _usual(found: Mapping[str, Statistics], matrices: Sequence[Matrix], read: Read) -> float:
+    """How much the weights of a body matrix matter by their power, in the median."""
+    powers = []
+    for matrix in matrices:
+        known = found.get(matrix.name)
+        if known is not None and matrix.kind == "body":
+            power = float(read(matrix).float().square().mean())
+            powers.append(known.sensitivity.mean() * float(known.hessian.diagonal().mean()) * power)
+    return float(np.median(powers)) if powers else 1.0
+
+
+def _unknown(matrix: Matrix, weight: torch.Tensor, usual: float) -> Statistics:
+    power = max(float(weight.float().square().mean()), 1e-30)
+    rows: NDArray[np.float64] = np.full(matrix.rows, usual / power)
+    return Statistics(torch.eye(matrix.columns), rows)
