@@ -27,6 +27,8 @@ from scorecard.store import now, write_atomic
 
 RECORDS, ARTIFACTS, BODIES, DOCUMENTS = "records", "artifacts", "bodies", "documents"
 REFERENCE = "reference.safetensors"
+CALIBRATED = ("gptq", "awq", "autoround")  # run the model, and so take the copy in float32
+WIDE: dict[str, Path] = {}
 # What a backend raises for a model or options that it cannot do; anything else is a bug of the benchmark.
 FAILURES = (ScorecardError, RuntimeError, ValueError, NotImplementedError, AssertionError, OSError)
 
@@ -34,6 +36,8 @@ FAILURES = (ScorecardError, RuntimeError, ValueError, NotImplementedError, Asser
 def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     folder, model = Path(job["folder"]), Path(job["model"])
+    if job["wide"]:
+        WIDE["folder"] = widened(model, folder / "wide")
     for content in job["cases"]:
         case = from_json(Case, content)
         path = record_path(folder, case)
@@ -56,7 +60,14 @@ def finished(path: Path, case: Case) -> bool:
     if not path.is_file():
         return False
     content = json.loads(path.read_text(encoding="utf-8"))
-    return bool(content["case"] == to_json(case)) and all(r["status"] == "ok" for r in content["records"])
+    same = _identity(from_json(Case, content["case"])) == _identity(case)
+    return same and all(record["status"] == "ok" for record in content["records"])
+
+
+def _identity(case: Case) -> Case:
+    """The case without what cannot change its result."""
+    calibrates = base.get(case.config.runner)(case, None, Path()).calibrates
+    return case if calibrates else dataclasses.replace(case, calibration=None)
 
 
 def worked(case: Case, model: Path, folder: Path) -> list[Record]:
@@ -116,14 +127,55 @@ def compress(case: Case, model: Path, folder: Path) -> dict[str, Any]:
 
 
 def _compress(case: Case, model: Path, out: Path) -> None:
-    runner = base.get(case.config.runner)(case, model, out)
+    plain = dataclasses.replace(case.evaluation, dtype="auto")  # the files are of the original's type
+    wide = WIDE.get("folder") if case.config.runner in CALIBRATED else None
+    runner = base.get(case.config.runner)(dataclasses.replace(case, evaluation=plain), wide or model, out)
     runner.check()
     runner.check_shapes(_hf.shapes(model, case))
     runner.compress()
+    if wide:
+        narrowed(out, model)
+
+
+def widened(model: Path, folder: Path) -> Path:
+    """A copy of the model in float32: the same weights for a processor that is slow in bfloat16."""
+    from safetensors.torch import load_file, save_file
+
+    if not folder.is_dir():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(model, partial)
+        for path in _hf.weight_files(partial):
+            save_file({name: t.float() for name, t in load_file(path).items()}, path, {"format": "pt"})
+        _set_dtype(partial, "float32")
+        partial.rename(folder)
+    return folder
+
+
+def narrowed(out: Path, model: Path) -> None:
+    """Give every tensor that the artifact has of the original the type that it has there."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    types = {name: t.dtype for path in _hf.weight_files(model) for name, t in load_file(path).items()}
+    for path in _hf.weight_files(out):
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata()
+        tensors = {name: t.to(types.get(name, t.dtype)) for name, t in load_file(path).items()}
+        save_file(tensors, path.with_suffix(".new"), metadata)
+        path.with_suffix(".new").replace(path)
+    dtype = json.loads((model / "config.json").read_text(encoding="utf-8"))["dtype"]
+    _set_dtype(out, dtype)
+
+
+def _set_dtype(folder: Path, dtype: str) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
 
 
 def _digest(runner: str, options: Mapping[str, Any], case: Case) -> str:
-    text = json.dumps([runner, to_json(options), to_json(case.calibration)], sort_keys=True)
+    text = json.dumps([runner, to_json(options), to_json(_identity(case).calibration)], sort_keys=True)
     return f"{runner}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
@@ -150,9 +202,12 @@ def evaluate(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     documents = folder / DOCUMENTS / f"{case.config.name}.parquet"
     documents.parent.mkdir(exist_ok=True)
     runner = base.get(case.config.runner)(case, None, artifact(case, folder))
+    lm: Any = runner.load()
+    if case.config.options.get("dequantize") and case.evaluation.dtype == "float32":
+        lm.model.float()  # GPTQModel loads in the type of the files, whatever it is asked for
     return dict(
         score(
-            runner.load(),
+            lm,
             case.evaluation,
             reference=None if first else folder / REFERENCE,
             write_reference=folder / REFERENCE if first else None,

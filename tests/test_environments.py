@@ -194,7 +194,7 @@ def test_of_several_builders_one_works(place):
 
 def test_a_killed_builder_leaves_nothing_that_counts(place):
     def stall():
-        environments.installing.install = lambda lock, folder, say: (folder.mkdir(), time.sleep(60))
+        environments.installing.install = lambda lock, folder, *_, **__: (folder.mkdir(), time.sleep(60))
         environments.build("small")
 
     builder = multiprocessing.get_context("fork").Process(target=stall)

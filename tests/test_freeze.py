@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gptq": {"bits": 3, "dynamic": {".*down_proj": {"bits": 8}}},
     "awq": {"skip_modules": [".*o_proj"]},
     "torchao": {"format": "intx", "bits": 3},
+    "rdq": {"bits": 3},
 }
 
 

@@ -68,7 +68,7 @@ def test_the_shipped_file_gives_the_advertised_cases() -> None:
         "baseline rtn-w4-g128 rtn-w3-g128 rtn-w2-g128 custom bnb-nf4 bnb-fp4 "
         "gptq-w4-g128 gptq-w3-g128 gptq-w4-g128-head awq-w4-g128 hqq-w4-g64 hqq-w3-g64 quanto-int8 "
         "quanto-int4 torchao-w4-g64 modelopt-awq-w4-g128 autoround-w4-g128 autoround-w3-g128 llmc-rtn-w8 "
-        "llmc-gptq-w4 llmc-gptq-w4-head"
+        "llmc-gptq-w4 llmc-gptq-w4-head rdq-b4 rdq-b3 rdq-b2"
     )
     assert {case.model.id for case in suite.cases} == {"embedded.tiny-llama@1"}
     first = suite.cases[0]
