@@ -21,6 +21,8 @@ from rdq.quantize import Quantized, Settings, entropy_bits, prepare, prior_lengt
 from rdq.statistics import Statistics
 from rdq.trellis import incoming, trellis_column
 
+USUAL = Settings()
+
 
 def noise(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, columns)))
@@ -30,7 +32,7 @@ def flat(weight: torch.Tensor) -> Statistics:
     return Statistics(torch.eye(weight.shape[1]), np.ones(weight.shape[0]))
 
 
-def coded(weight: torch.Tensor, c: float, how: Settings = Settings()) -> Quantized:
+def coded(weight: torch.Tensor, c: float, how: Settings = USUAL) -> Quantized:
     return quantize(weight, prepare(flat(weight), how), c, how)
 
 
@@ -172,7 +174,7 @@ def test_a_block_takes_up_where_the_last_one_ended() -> None:
 
 def test_python_gives_the_codes_that_numba_gives() -> None:
     program = (
-        "import numpy as np, torch, hashlib; from rdq.quantize import *; from rdq.statistics import Statistics\n"
+        "import numpy as np, torch, hashlib; from rdq.quantize import *\n"
         "w = torch.from_numpy(np.random.default_rng(1).standard_normal((24, 12)))\n"
         "for states in (1, 4, 8):\n"
         "    h = Settings(states=states); p = prepare(Statistics(torch.eye(12), np.ones(24)), h)\n"
