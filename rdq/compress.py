@@ -79,7 +79,7 @@ class Compressor:
 
     def __init__(self, model_dir: Path, options: Options) -> None:
         """Reads the model and runs it over the calibration text. Raises RdqError for what cannot be."""
-        self.folder, self.options = model_dir, options
+        self.folder, self.options, self.settings = model_dir, options, options.settings
         self.tensors = stored(model_dir)
         self._model = model = _load(model_dir)
         self._prepared: dict[str, Prepared] = {}
@@ -88,17 +88,18 @@ class Compressor:
         self.matrices = matrices(model, self.tensors)
         if not self.matrices:
             raise RdqError(f"{model_dir}: holds no matrix to quantize; name the folder of a language model")
-        self._names = {matrix.name for matrix in self.matrices}
         self.tied = any(matrix.kind == "tied" for matrix in self.matrices)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         sequences = self._sequences(model)
-        self._held = sequences[-max(1, len(sequences) // 8) :]
+        last = max(1, len(sequences) // 8)
+        self.held = sequences[-last:]  # what divergence is measured on; not calibrated on
         sums: Sums | None = None
         if options.mode != "data-free":
             addresses = {matrix.address for matrix in self.matrices}
             sensitivity = options.mode == "sensitivity"
-            sums = collect(model, sequences, addresses, sensitivity=sensitivity, seed=options.seed)
-        self.statistics = statistics_of(self.matrices, sums, options.mode, self._weight)
+            read_on = sequences[:-last] or sequences
+            sums = collect(model, read_on, addresses, sensitivity=sensitivity, seed=options.seed)
+        self.statistics = statistics_of(self.matrices, sums, options.mode, self.weight)
 
     def _sequences(self, model: PreTrainedModel) -> list[list[int]]:
         o = self.options
@@ -110,7 +111,7 @@ class Compressor:
         samples = o.samples if o.mode != "data-free" else 8
         return texts.generated(model, samples, length, o.seed)
 
-    def _weight(self, matrix: Matrix) -> torch.Tensor:
+    def weight(self, matrix: Matrix) -> torch.Tensor:
         """As [rows, columns]."""
         tensor = read(self.tensors[matrix.name], matrix.name)
         return tensor.T if matrix.turned else tensor
@@ -118,18 +119,22 @@ class Compressor:
     def _prepare(self, matrix: Matrix) -> Prepared:
         if matrix.name in self._prepared:
             return self._prepared[matrix.name]
-        made = prepare(self.statistics[matrix.name], settings_of(matrix, self.options.settings))
+        made = prepare(self.statistics[matrix.name], settings_of(matrix, self.settings))
         self._kept += made.factor.nbytes
         if self._kept < KEPT_BYTES:
             self._prepared[matrix.name] = made
         return made
 
+    def forget(self) -> None:
+        """Drop what was prepared: to be called after a change of ``settings`` or ``statistics``."""
+        self._prepared, self._kept = {}, 0
+
     def quantized(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
         """Every matrix with the step constant ``c``, one after the other."""
         for matrix in self.matrices:
-            settings = settings_of(matrix, self.options.settings)
+            settings = settings_of(matrix, self.settings)
             try:
-                yield matrix, quantize(self._weight(matrix), self._prepare(matrix), c, settings)
+                yield matrix, quantize(self.weight(matrix), self._prepare(matrix), c, settings)
             except RdqError as error:
                 raise RdqError(f"{matrix.name}: {error}") from None
 
@@ -138,10 +143,11 @@ class Compressor:
 
         ``measure``: also load it and measure the divergence from the original.
         """
+        names = {matrix.name for matrix in self.matrices}
         predicted: dict[str, tuple[Matrix, float]] = {}
         with Writer(out) as writer:
             for name, path in self.tensors.items():
-                if name not in self._names and not (self.tied and name == "lm_head.weight"):
+                if name not in names and not (self.tied and name == "lm_head.weight"):
                     writer.add_plain(name, read(path, name))
             for matrix, found in self.quantized(c):
                 writer.add_matrix(matrix.name, found.coded, transposed=matrix.turned)
@@ -162,11 +168,11 @@ class Compressor:
         return replace(report, kl=self.divergence(folder))
 
     def divergence(self, folder: Path) -> float:
-        """Mean KL(original || compressed) in nats per token, on an eighth of the calibration text."""
+        """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
         if self._reference is None:
             vocabulary = int(self._model.config.get_text_config().vocab_size)
-            most = max(1, KL_VALUES // vocabulary // len(self._held[0]))
-            held = self._held[:most]
+            most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
+            held = self.held[:most]
             batches = [torch.tensor(held[i : i + 8]) for i in range(0, len(held), 8)]
             self._reference = texts.predictions(self._model, batches), batches
         model = load(folder, dtype=self._model.dtype)
