@@ -69,15 +69,19 @@ def host(registry: str) -> str:
     return bare
 
 
+def is_ecr(registry: str) -> bool:
+    return registry == PUBLIC or PRIVATE.fullmatch(registry) is not None
+
+
 def ecr_login(registry: str, profile: str | None) -> Login | None:
     """User and password for an ECR registry, valid for 12 hours; None for any other registry.
 
     Source: the ``GetAuthorizationToken`` actions of the ECR and ECR Public APIs; the token is the base64 of
     ``user:password``. Raises LoginError when boto3 or credentials are missing, or AWS refuses.
     """
-    private = PRIVATE.fullmatch(registry)
-    if not private and registry != PUBLIC:
+    if not is_ecr(registry):
         return None
+    private = PRIVATE.fullmatch(registry)
     try:
         import boto3
         from botocore import exceptions
@@ -134,11 +138,11 @@ def become(engine: str, registry: str, username: str | None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     registry = host(options.registry)
+    if options.username and is_ecr(registry):
+        raise LoginError(f"{registry}: the user of ECR is always AWS; leave --username out")
     login = ecr_login(registry, options.profile)
     if login is None:
         become(options.engine, registry, options.username)
-    if options.username:
-        raise LoginError(f"{registry}: the user of ECR is always AWS; leave --username out")
     return hand_over(options.engine, registry, login)
 
 
