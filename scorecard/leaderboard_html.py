@@ -39,9 +39,9 @@ def render(entries: Sequence[Entry], title: str = "Leaderboard") -> str:
     """The whole page."""
     heads = "".join(f"<th{_number(name)}>{escape(name)}</th>" for name in columns())
     body, several = [], len({entry.group for entry in entries if entry.group}) > 1
-    group: int | None = None
+    group: int | None = 0
     for entry in entries:
-        if several and entry.report and entry.group != group:
+        if several and entry.group != group:
             group = entry.group
             body.append(f'<tr class="group"><td colspan="{len(columns())}">{_alike(entry)}</td></tr>')
         body.append(_row(entry))
@@ -98,7 +98,8 @@ def _details(entry: Entry) -> str:
 
 def _alike(entry: Entry) -> str:
     """What the entries of a group share."""
-    assert entry.report
+    if entry.report is None:
+        return "refused"
     settings = ", ".join(
         f"{name} {', '.join(value) if isinstance(value, list) else value}"
         for name, value in entry.report.settings.items()
