@@ -21,6 +21,7 @@ from scorecard.plain import plain
 from scorecard.rank import competition_ranks
 from scorecard.ranking import ALPHA, RESAMPLES
 from scorecard.significance import holm
+from scorecard.spec import to_json
 from scorecard.verification import verify
 from scorecard.verified import Report, VerifyOptions
 from scorecard.verify_setup import isolated
@@ -167,7 +168,7 @@ def _told(entry: Entry) -> dict[str, Any]:
         "model": report.model if report else None,
         **{name: measured.get(name) for name in MEASURED},
         "tasks": dict(measured.get("tasks") or {}),
-        "verdicts": [dataclasses.asdict(verdict) for verdict in report.verdicts] if report else [],
+        "verdicts": to_json(report.verdicts) if report else [],
         "notes": list(report.notes) if report else [],
         "settings": dict(report.settings) if report else {},
     }

@@ -39,9 +39,9 @@ def render(entries: Sequence[Entry], title: str = "Leaderboard") -> str:
     """The whole page."""
     heads = "".join(f"<th{_number(name)}>{escape(name)}</th>" for name in columns())
     body, several = [], len({entry.group for entry in entries if entry.group}) > 1
-    group: int | None = None
+    group: int | None = 0
     for entry in entries:
-        if several and entry.report and entry.group != group:
+        if several and entry.group != group:
             group = entry.group
             body.append(f'<tr class="group"><td colspan="{len(columns())}">{_alike(entry)}</td></tr>')
         body.append(_row(entry))
@@ -49,7 +49,7 @@ def render(entries: Sequence[Entry], title: str = "Leaderboard") -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>{_STYLE}</style>
@@ -98,7 +98,8 @@ def _details(entry: Entry) -> str:
 
 def _alike(entry: Entry) -> str:
     """What the entries of a group share."""
-    assert entry.report
+    if entry.report is None:
+        return "refused"
     settings = ", ".join(
         f"{name} {', '.join(value) if isinstance(value, list) else value}"
         for name, value in entry.report.settings.items()

@@ -11,9 +11,13 @@ import bench_files
 import frozen_folder
 import pytest
 
+from scorecard import sandbox
 from scorecard.errors import ManifestError
 from scorecard.machine import ROOT
 from scorecard.manifest import read_manifest
+from scorecard.submission import submit
+from scorecard.verification import verify
+from scorecard.verified import VerifyOptions
 
 pytestmark = [pytest.mark.backend, pytest.mark.slow]
 
@@ -78,6 +82,11 @@ def test_a_stranger_gets_the_same_bytes_and_scores(bench: Path, tmp_path: Path, 
     assert made.measured["mean_accuracy"] == pytest.approx(claims.mean_accuracy, abs=1e-9)
     assert made.measured["score"] == pytest.approx(claims.score, abs=1e-6)
     assert f"{claims.size_bytes:,} bytes" in made.said
+    submit(folder, tmp_path / "a.zip")
+    if sandbox.why_not() is None:
+        python = tmp_path / "environment" / "bin" / "python"
+        report = verify(tmp_path / "a.zip", VerifyOptions(python=python))
+        assert report.exit_code == 0, [verdict.line for verdict in report.verdicts]
 
 
 def test_the_folder_is_replaced_only_as_it_was_written(bench: Path, tmp_path: Path) -> None:
