@@ -73,15 +73,12 @@ def is_ecr(registry: str) -> bool:
     return registry == PUBLIC or PRIVATE.fullmatch(registry) is not None
 
 
-def ecr_login(registry: str, profile: str | None) -> Login | None:
-    """User and password for an ECR registry, valid for 12 hours; None for any other registry.
+def ecr_login(registry: str, profile: str | None) -> Login:
+    """User and password for an ECR registry, valid for 12 hours.
 
     Source: the ``GetAuthorizationToken`` actions of the ECR and ECR Public APIs; the token is the base64 of
     ``user:password``. Raises LoginError when boto3 or credentials are missing, or AWS refuses.
     """
-    if not is_ecr(registry):
-        return None
-    private = PRIVATE.fullmatch(registry)
     try:
         import boto3
         from botocore import exceptions
@@ -91,6 +88,7 @@ def ecr_login(registry: str, profile: str | None) -> Login | None:
     again = f"aws sso login{f' --profile {profile}' if profile else ''}"
     try:
         session = boto3.session.Session(profile_name=profile)
+        private = PRIVATE.fullmatch(registry)
         if private:
             client = session.client("ecr", region_name=private["region"])
             answer = client.get_authorization_token(registryIds=[private["account"]])["authorizationData"][0]
@@ -138,12 +136,11 @@ def become(engine: str, registry: str, username: str | None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     registry = host(options.registry)
-    if options.username and is_ecr(registry):
-        raise LoginError(f"{registry}: the user of ECR is always AWS; leave --username out")
-    login = ecr_login(registry, options.profile)
-    if login is None:
+    if not is_ecr(registry):
         become(options.engine, registry, options.username)
-    return hand_over(options.engine, registry, login)
+    if options.username:
+        raise LoginError(f"{registry}: the user of ECR is always AWS; leave --username out")
+    return hand_over(options.engine, registry, ecr_login(registry, options.profile))
 
 
 def main() -> NoReturn:

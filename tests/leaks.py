@@ -29,7 +29,7 @@ class Token:
     def within(self, data: bytes) -> bool:
         return any(form in data for form in self.forms)
 
-    def in_stream(self, stream: IO[bytes]) -> bool:
+    def in_stream(self, stream: IO[bytes] | gzip.GzipFile) -> bool:
         kept = b""
         while block := stream.read(BLOCK):
             if self.within(kept + block):
@@ -59,7 +59,7 @@ class Token:
             return [name for name, stream in _unpacked(members) if self.in_stream(stream)]
 
 
-def _unpacked(members: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
+def _unpacked(members: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
     for member in members:
         stream = members.extractfile(member) if member.isreg() else None
         if stream:

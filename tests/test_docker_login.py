@@ -88,10 +88,19 @@ class User:
         self.engine.write_text(ENGINE.format(python=sys.executable, calls=str(self.calls), code=code))
         self.engine.chmod(0o755)
 
-    def login(self, *arguments: str, stdin: int | str = "") -> subprocess.CompletedProcess[str]:
-        source = {"stdin": stdin} if isinstance(stdin, int) else {"input": stdin}
-        command = [sys.executable, str(SCRIPT), *arguments]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, **source)  # type: ignore[call-overload,no-any-return]
+    def login(
+        self, *arguments: str, said: str = "", terminal: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """``said`` on its stdin, or a terminal there."""
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), *arguments],
+            env=self.env,
+            input=said if terminal is None else None,
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     def call(self) -> dict[str, object]:
         [line] = self.calls.read_text().splitlines()
@@ -145,7 +154,7 @@ def test_only_aws_itself_gets_a_token_of_aws(user: User, aws: Aws, registry: str
     user.env["AWS_ENDPOINT_URL"] = aws.url
     (user.home / "boto3.py").write_text("raise SystemExit('boto3 was imported')")
     user.env["PYTHONPATH"] = str(user.home)
-    done = user.login(registry, "--username", "robot", stdin="my password")
+    done = user.login(registry, "--username", "robot", said="my password")
     assert done.returncode == 0, done.stderr
     call = user.call()
     assert call["stdin"] == "my password"
@@ -170,7 +179,7 @@ def test_other_forms_of_ecr(user: User, aws: Aws, registry: str, region: str) ->
 def test_on_a_terminal_docker_asks(user: User) -> None:
     ours, theirs = pty.openpty()
     try:
-        assert user.login("registry.example.com", stdin=theirs).returncode == 0
+        assert user.login("registry.example.com", terminal=theirs).returncode == 0
     finally:
         os.close(ours)
         os.close(theirs)
