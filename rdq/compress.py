@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from rdq import calibration as texts
 from rdq.errors import RdqError
 from rdq.importance import MODES, settings_of, statistics_of
-from rdq.matrices import Matrix, matrices, read, stored
+from rdq.matrices import Matrix, files, matrices, read, stored
 from rdq.modeling import load
 from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
 from rdq.statistics import Sums, collect
@@ -28,6 +31,9 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
 KL_VALUES = 1 << 28  # of reference predictions kept
+SAMPLED = 8
+THREADS = os.cpu_count() or 1
+FULL_PRECISION = 2 * 10**9  # bytes of weights: larger models run in the type that they are stored in
 
 
 @dataclass(frozen=True)
@@ -129,14 +135,37 @@ class Compressor:
         """Drop what was prepared: to be called after a change of ``settings`` or ``statistics``."""
         self._prepared, self._kept = {}, 0
 
-    def quantized(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
-        """Every matrix with the step constant ``c``, one after the other."""
-        for matrix in self.matrices:
-            settings = settings_of(matrix, self.settings)
-            try:
-                yield matrix, quantize(self.weight(matrix), self._prepare(matrix), c, settings)
-            except RdqError as error:
-                raise RdqError(f"{matrix.name}: {error}") from None
+    def quantized(self, c: float, every: int = 1) -> Iterator[tuple[Matrix, Quantized]]:
+        """Every matrix with the step constant ``c``, in order; as many at once as there are cores.
+
+        ``every``: quantize only each so many-th row, which is enough to tell how many bits all would take.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            coming: deque[Future[Quantized]] = deque()
+            for number, matrix in enumerate(self.matrices):
+                while number + len(coming) < len(self.matrices) and len(coming) < THREADS:
+                    following = self.matrices[number + len(coming)]
+                    coming.append(pool.submit(self._quantize, following, c, every))
+                yield matrix, coming.popleft().result()
+
+    def _quantize(self, matrix: Matrix, c: float, every: int) -> Quantized:
+        weight, prepared = self.weight(matrix), self._prepare(matrix)
+        if every > 1:
+            rows = slice(every // 2 if every < matrix.rows else 0, None, every)
+            weight, prepared = weight[rows], replace(prepared, row=prepared.row[rows])
+        try:
+            return quantize(weight, prepared, c, settings_of(matrix, self.settings))
+        except RdqError as error:
+            raise RdqError(f"{matrix.name}: {error}") from None
+
+    def estimated_bits(self, c: float) -> float:
+        """About how many bits per weight ``c`` would take, from one row in ``SAMPLED``."""
+        coded = sum(
+            8 * found.predicted_bytes * matrix.rows / found.coded.shape[0]
+            for matrix, found in self.quantized(c, SAMPLED)
+        )
+        weights = sum(matrix.rows * matrix.columns for matrix in self.matrices)
+        return (coded + 16 * max(0, self.parameters - weights)) / self.parameters
 
     def compress(self, c: float, out: Path, *, measure: bool = True) -> Report:
         """Write the model with the step constant ``c`` into ``out``, an empty or new folder.
@@ -173,20 +202,23 @@ class Compressor:
             vocabulary = int(self._model.config.get_text_config().vocab_size)
             most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
             held = self.held[:most]
-            batches = [torch.tensor(held[i : i + 8]) for i in range(0, len(held), 8)]
+            batches = [
+                torch.tensor(held[i : i + 8], device=self._model.device) for i in range(0, len(held), 8)
+            ]
             self._reference = texts.predictions(self._model, batches), batches
-        model = load(folder, dtype=self._model.dtype)
+        model = load(folder, dtype=self._model.dtype).to(self._model.device)
         return texts.divergence(self._reference[0], model, self._reference[1])
 
 
 def _load(folder: Path) -> PreTrainedModel:
     try:
+        small = sum(path.stat().st_size for path in files(folder)) < FULL_PRECISION
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, device_map=None
+            folder, dtype=torch.float32 if small else "auto", local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
-    return model.eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:
