@@ -59,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--samples", type=int, default=128, help="sequences to calibrate on")
     verb.add_argument("--length", type=int, default=512, help="tokens of each")
     verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument(
+        "--drift",
+        type=float,
+        default=0.0,
+        metavar="PART",
+        help="make up for the blocks before: 0 to 1, try 0.5",
+    )
     verb.add_argument("--report", type=Path, metavar="FILE", help="JSON: bytes of every tensor")
     return made
 
@@ -86,6 +93,7 @@ def _compress(arguments: argparse.Namespace) -> list[Report]:
         samples=arguments.samples,
         length=arguments.length,
         seed=arguments.seed,
+        drift=arguments.drift,
     )
     session = Session(arguments.model, options)
     if arguments.budget is None:

@@ -13,6 +13,7 @@ from rdq.search import search
 
 SIZE_TOLERANCE = 0.004
 KL_TOLERANCE = 0.04
+LARGE = 10**8  # weights
 START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
 
 
@@ -74,6 +75,17 @@ class Session:
         self._start = report.c
         return report
 
+    def _first(self, budget: Budget) -> float:
+        """A step constant to begin with: for a large model one that a part of its rows says is right."""
+        if self._compressor.parameters < LARGE or budget.of == "kl":
+            return self._start
+        files = budget.target * 8 / self._compressor.parameters if budget.of == "size" else budget.target
+        found = search(
+            lambda c: (c, self._compressor.estimated_bits(c)), lambda one: one[1], files, self._start,
+            tolerance=SIZE_TOLERANCE, rises=False,
+        )  # fmt: skip
+        return found[0]
+
     def _search(self, scratch: Path, budget: Budget) -> tuple[Report, Path]:
         number = 0
 
@@ -87,7 +99,7 @@ class Session:
             trial,
             lambda outcome: budget.value(outcome[0]),
             budget.target,
-            self._start,
+            self._first(budget),
             tolerance=KL_TOLERANCE if budget.of == "kl" else SIZE_TOLERANCE,
             rises=budget.of == "kl",
         )

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rdq import calibration as texts
+from rdq.coded import dequantize
+from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
 from rdq.importance import MODES, settings_of, statistics_of
-from rdq.matrices import Matrix, matrices, read, stored
+from rdq.matrices import Matrix, files, matrices, read, stored
 from rdq.modeling import load
 from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
-from rdq.statistics import Sums, collect
+from rdq.report import Report, Row, config, copy_tokenizer, report
+from rdq.statistics import Statistics, Sums, collect
 from rdq.writing import Writer
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
-    "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-)  # fmt: skip
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
 KL_VALUES = 1 << 28  # of reference predictions kept
+SAMPLED = 8
+THREADS = os.cpu_count() or 1
+FULL_PRECISION = 2 * 10**9  # bytes of weights: larger models run in the type that they are stored in
 
 
 @dataclass(frozen=True)
@@ -40,38 +41,13 @@ class Options:
     samples: int = 128
     length: int = 256
     seed: int = 0
+    drift: float = 0.0
+    """How far each matrix is moved to make up for the errors of the blocks before it: 0 (not) to 1."""
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise RdqError(f"mode: '{self.mode}' is unknown; write one of {', '.join(MODES)}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tensor of the result. ``predicted_bytes``: what the quantizer counted on."""
-
-    name: str
-    kind: str
-    weights: int
-    predicted_bytes: float
-    stored_bytes: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """One compressed folder. ``bits`` per weight and ``weight_bytes`` count all files but the tokenizer's."""
-
-    c: float
-    bits: float
-    weight_bytes: int
-    folder_bytes: int
-    kl: float | None
-    mode: str
-    tensors: tuple[Row, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Compressor:
@@ -93,12 +69,12 @@ class Compressor:
         sequences = self._sequences(model)
         last = max(1, len(sequences) // 8)
         self.held = sequences[-last:]  # what divergence is measured on; not calibrated on
+        self.read_on = sequences[:-last] or sequences
         sums: Sums | None = None
         if options.mode != "data-free":
             addresses = {matrix.address for matrix in self.matrices}
             sensitivity = options.mode == "sensitivity"
-            read_on = sequences[:-last] or sequences
-            sums = collect(model, read_on, addresses, sensitivity=sensitivity, seed=options.seed)
+            sums = collect(model, self.read_on, addresses, sensitivity=sensitivity, seed=options.seed)
         self.statistics = statistics_of(self.matrices, sums, options.mode, self.weight)
 
     def _sequences(self, model: PreTrainedModel) -> list[list[int]]:
@@ -129,14 +105,65 @@ class Compressor:
         """Drop what was prepared: to be called after a change of ``settings`` or ``statistics``."""
         self._prepared, self._kept = {}, 0
 
-    def quantized(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
-        """Every matrix with the step constant ``c``, one after the other."""
-        for matrix in self.matrices:
-            settings = settings_of(matrix, self.settings)
-            try:
-                yield matrix, quantize(self.weight(matrix), self._prepare(matrix), c, settings)
-            except RdqError as error:
-                raise RdqError(f"{matrix.name}: {error}") from None
+    def quantized(self, c: float, every: int = 1) -> Iterator[tuple[Matrix, Quantized]]:
+        """Every matrix with the step constant ``c``, in order; as many at once as there are cores.
+
+        ``every``: quantize only each so many-th row, which is enough to tell how many bits all would take.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            coming: deque[Future[Quantized]] = deque()
+            for number, matrix in enumerate(self.matrices):
+                while number + len(coming) < len(self.matrices) and len(coming) < THREADS:
+                    following = self.matrices[number + len(coming)]
+                    coming.append(pool.submit(self._quantize, following, c, every))
+                yield matrix, coming.popleft().result()
+
+    def _quantize(self, matrix: Matrix, c: float, every: int) -> Quantized:
+        weight, prepared = self.weight(matrix), self._prepare(matrix)
+        if every > 1:
+            rows = slice(every // 2 if every < matrix.rows else 0, None, every)
+            weight, prepared = weight[rows], replace(prepared, row=prepared.row[rows])
+        try:
+            return quantize(weight, prepared, c, settings_of(matrix, self.settings))
+        except RdqError as error:
+            raise RdqError(f"{matrix.name}: {error}") from None
+
+    def drifted(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
+        """As ``quantized``, but block after block, each made up for the errors of those before."""
+        streams = Streams(self._model, self.read_on)
+        groups = list(in_order(self._model, self.matrices))
+        for number, group in groups:
+            moments: dict[str, Moments] = {}
+            if number is not None:
+                moments = streams.moments(number, {path: matrix.name for path, matrix in group.items()})
+            elif any(matrix.kind == "head" for matrix in group.values()):
+                moments = streams.at_head(next(iter(group.values())).name)
+            for matrix in group.values():
+                found = self._corrected(matrix, c, moments.get(matrix.name))
+                streams.put(matrix, torch.from_numpy(dequantize(found.coded)))
+                yield matrix, found
+            if number is not None:
+                streams.advance(number)
+            elif not moments:
+                streams.begin()
+
+    def _corrected(self, matrix: Matrix, c: float, moments: Moments | None) -> Quantized:
+        if moments is None:
+            return self._quantize(matrix, c, 1)
+        settings = settings_of(matrix, self.settings)
+        known = self.statistics[matrix.name]
+        prepared = prepare(Statistics(moments.mixed(known.hessian), known.sensitivity), settings)
+        weight = self.weight(matrix).to(moments.own.device)
+        return quantize(moments.corrected(weight, self.options.drift), prepared, c, settings)
+
+    def estimated_bits(self, c: float) -> float:
+        """About how many bits per weight ``c`` would take, from one row in ``SAMPLED``."""
+        coded = sum(
+            8 * found.predicted_bytes * matrix.rows / found.coded.shape[0]
+            for matrix, found in self.quantized(c, SAMPLED)
+        )
+        weights = sum(matrix.rows * matrix.columns for matrix in self.matrices)
+        return (coded + 16 * max(0, self.parameters - weights)) / self.parameters
 
     def compress(self, c: float, out: Path, *, measure: bool = True) -> Report:
         """Write the model with the step constant ``c`` into ``out``, an empty or new folder.
@@ -149,10 +176,10 @@ class Compressor:
             for name, path in self.tensors.items():
                 if name not in names and not (self.tied and name == "lm_head.weight"):
                     writer.add_plain(name, read(path, name))
-            for matrix, found in self.quantized(c):
+            for matrix, found in self.drifted(c) if self.options.drift else self.quantized(c):
                 writer.add_matrix(matrix.name, found.coded, transposed=matrix.turned)
                 predicted[matrix.name] = matrix, found.predicted_bytes
-            written = writer.close(_config(self.folder))
+            written = writer.close(config(self.folder))
         copy_tokenizer(self.folder, out)
         kl = self.divergence(out) if measure else None
         rows = [
@@ -161,49 +188,32 @@ class Compressor:
             else Row(w.name, "plain", w.weights, w.size_bytes, w.size_bytes)
             for w in written
         ]
-        return _report(c, out, self.parameters, kl, self.options.mode, rows)
+        return report(c, out, self.parameters, kl, self.options.mode, rows)
 
-    def measured(self, report: Report, folder: Path) -> Report:
+    def measured(self, before: Report, folder: Path) -> Report:
         """The report with the divergence of its folder."""
-        return replace(report, kl=self.divergence(folder))
+        return replace(before, kl=self.divergence(folder))
 
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
         if self._reference is None:
-            vocabulary = int(self._model.config.get_text_config().vocab_size)
+            vocabulary = int(self._model.config.get_textconfig().vocab_size)
             most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
             held = self.held[:most]
-            batches = [torch.tensor(held[i : i + 8]) for i in range(0, len(held), 8)]
+            batches = [
+                torch.tensor(held[i : i + 8], device=self._model.device) for i in range(0, len(held), 8)
+            ]
             self._reference = texts.predictions(self._model, batches), batches
-        model = load(folder, dtype=self._model.dtype)
+        model = load(folder, dtype=self._model.dtype).to(self._model.device)
         return texts.divergence(self._reference[0], model, self._reference[1])
 
 
 def _load(folder: Path) -> PreTrainedModel:
     try:
+        small = sum(path.stat().st_size for path in files(folder)) < FULL_PRECISION
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, device_map=None
+            folder, dtype=torch.float32 if small else "auto", local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
-    return model.eval()
-
-
-def copy_tokenizer(folder: Path, out: Path) -> None:
-    """The tokenizer's files, byte for byte, and the generation config."""
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    content.pop("_name_or_path", None)  # the result must not lead back to the original
-    return content
-
-
-def _report(c: float, out: Path, parameters: int, kl: float | None, mode: str, rows: Sequence[Row]) -> Report:
-    sizes = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
-    weight_bytes = sum(size for name, size in sizes.items() if name not in TOKENIZER_FILES)
-    bits = 8 * weight_bytes / parameters
-    return Report(c, bits, weight_bytes, sum(sizes.values()), kl, mode, tuple(rows))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

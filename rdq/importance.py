@@ -83,7 +83,8 @@ def _of_site(matrix: Matrix, sums: Sums, families: Mapping[str, list[Site]]) -> 
         return None
     width = matrix.columns
     if site is None:
-        nothing = torch.zeros(width, width), torch.zeros(matrix.outputs)
+        device = group[0].squares.device
+        nothing = torch.zeros(width, width, device=device), torch.zeros(matrix.outputs, device=device)
         site = Site(Inputs(nothing[0]), nothing[1])
     squares, products, count = site.squares.cpu(), site.inputs.products, site.inputs.tokens
     if len(group) > 1:
@@ -108,7 +109,7 @@ def _of_look(matrix: Matrix, sums: Sums) -> Statistics | None:
     frequency = seen.counts.double().cpu().numpy() / max(1.0, float(seen.counts.sum()))
     rows = frequency + EMBEDDING_FLOOR * frequency.mean()
     if not sums.sensitivity:
-        return Statistics(torch.eye(matrix.columns), rows / rows.mean())
+        return Statistics(torch.eye(matrix.columns, device=seen.counts.device), rows / rows.mean())
     return Statistics(seen.products / max(1.0, float(seen.counts.sum())), rows)
 
 

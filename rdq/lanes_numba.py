@@ -55,7 +55,8 @@ def encode_panel(
     """
     lanes = states.size
     tables = _tables_of(codes, first, width, row_spread, column_spread, after, quantizer, table_of)
-    states[:] = LOWEST
+    for lane in range(lanes):
+        states[lane] = LOWEST
     p = out.size
     for row in range(codes.shape[0] - 1, -1, -1):
         for begin in range(((width - 1) // lanes) * lanes, -1, -lanes):
@@ -173,14 +174,16 @@ def decode_panel(
         if p < 0 or p > count_of_words:
             return NO_INDEX if p < 0 else TOO_SHORT
         if codes_out.size:
-            codes_out[row, first : first + width] = codes
+            for c in range(width):
+                codes_out[row, first + c] = codes[c]
             continue
         factor = row_factor[row]
         for c in range(width):
             u = values[np.int64(quantizer[before[c]]) * _INDICES + np.int64(codes[c]) + MAX_CODE]
             floats[c] = (u * factor) * column_factor[first + c]
         if floats_out.size:
-            floats_out[row, first : first + width] = floats
+            for c in range(width):
+                floats_out[row, first + c] = floats[c]
         else:  # to bfloat16, nearest, ties to even
             for c in range(width):
                 b = np.int64(bits[c])

@@ -21,7 +21,7 @@ from rdq.errors import RdqError
 from rdq.statistics import Key
 
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.\w*)?\.weight$")
-SMALLEST = 4096  # weights: less is not worth the side information
+SMALLEST = 1024  # weights: less is not worth the side information
 Fingerprint = tuple[tuple[int, ...], bytes]
 
 

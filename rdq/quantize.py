@@ -61,18 +61,17 @@ class Prepared:
     """What the statistics say of a matrix, for any c.
 
     ``factor`` float64 [columns, columns]: U with each row divided by its diagonal; ``innovation`` [columns]:
-    1 / U_jj; ``row`` [rows]: sensitivity^-1/2, within ``row_range``; ``sensitivity`` [rows].
+    1 / U_jj; ``row`` [rows]: sensitivity^-1/2, within ``row_range``.
     """
 
     factor: torch.Tensor
     innovation: Array
     row: Array
-    sensitivity: Array
 
 
 def prepare(statistics: Statistics, settings: Settings) -> Prepared:
     """Raises RdqError where H is not finite."""
-    hessian = statistics.hessian.double().cpu()
+    hessian = statistics.hessian.double()
     if not bool(torch.isfinite(hessian).all()):
         raise RdqError("statistics: not finite; use other calibration text, or --data-free")
     mean = float(hessian.diagonal().mean()) or 1.0
@@ -82,14 +81,16 @@ def prepare(statistics: Statistics, settings: Settings) -> Prepared:
     # H = R R^T with R upper triangular, from the Cholesky factor of H turned by 180 degrees; U = R^-1.
     turned = torch.linalg.cholesky(hessian.flip(0, 1))
     root = turned.flip(0, 1)
-    inverse = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype), upper=True)
+    inverse = torch.linalg.solve_triangular(
+        root, torch.eye(len(root), dtype=root.dtype, device=root.device), upper=True
+    )
+    inverse = inverse.cpu()
     diagonal = inverse.diagonal()
     sensitivity = np.maximum(np.asarray(statistics.sensitivity, np.float64), 0)
     return Prepared(
         factor=inverse / diagonal[:, None],
         innovation=(1 / diagonal).numpy().copy(),
         row=_row_factors(sensitivity, settings.row_range),
-        sensitivity=sensitivity,
     )
 
 

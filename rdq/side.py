@@ -110,10 +110,9 @@ def _get(coder: Array, data: Array, probability: Array, seen: Array, context: in
 def _fresh(probability: Array, seen: Array) -> None:
     """Contexts of a new vector, [zero, sign, one for each size]: half of all values are zero, then one in
     four ends at each size."""
-    probability[:] = 16384
-    probability[0] = 32768
-    probability[1] = 32768
-    seen[:] = 2
+    for context in range(probability.size):
+        probability[context] = 32768 if context < 2 else 16384
+        seen[context] = 2
 
 
 @compiled
@@ -125,7 +124,8 @@ def _mean_after(mean: int, value: int, index: int) -> int:
 @compiled
 def _encode(symbols: Array, ends: Array, out: Array) -> int:
     """Writes the code of all vectors to `out`; the number of bytes."""
-    coder = np.array([0, 0xFFFFFFFF, 0], np.int64)
+    coder = np.zeros(3, np.int64)
+    coder[1] = 0xFFFFFFFF
     probability = np.zeros(_CONTEXTS, np.int64)
     seen = np.zeros(_CONTEXTS, np.int64)
     start = 0
@@ -153,7 +153,8 @@ def _encode(symbols: Array, ends: Array, out: Array) -> int:
 @compiled
 def _decode(data: Array, ends: Array, out: Array) -> None:
     """Reads back into `out` what `_encode` wrote."""
-    coder = np.array([0, 0xFFFFFFFF, 4, 0], np.int64)
+    coder = np.zeros(4, np.int64)
+    coder[1], coder[2] = 0xFFFFFFFF, 4
     for i in range(4):
         coder[3] = (coder[3] << 8) | data[i]
     probability = np.zeros(_CONTEXTS, np.int64)

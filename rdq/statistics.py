@@ -157,7 +157,7 @@ def collect(
     sums = Sums(wanted, sensitivity)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     model.requires_grad_(False)
-    for tokens in _batches(sequences, batch, model.device):
+    for tokens in batches(sequences, batch, model.device):
         with sums, torch.set_grad_enabled(sensitivity):
             logits = model(tokens, use_cache=False).logits.float()
         sums._last = None
@@ -179,7 +179,7 @@ def _doubt(logits: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _batches(sequences: Sequence[Sequence[int]], batch: int, device: torch.device) -> Iterable[torch.Tensor]:
+def batches(sequences: Sequence[Sequence[int]], batch: int, device: torch.device) -> Iterable[torch.Tensor]:
     """Sequences of equal length together: padding would count as text."""
     by_length: dict[int, list[Sequence[int]]] = {}
     for ids in sequences:

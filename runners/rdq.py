@@ -41,6 +41,12 @@ class Options:
     kappa: float = field(
         default=0.15, metadata={"doc": "squared steps that a bit is worth when a code is chosen; 0: nearest"}
     )
+    drift: float = field(
+        default=0.0,
+        metadata={
+            "doc": "how far a matrix is moved to make up for the errors of the blocks before it, 0 to 1"
+        },
+    )
     samples: int | None = field(
         default=None, metadata={"doc": "calibration sequences to use; null: calibration.samples"}
     )
@@ -51,6 +57,8 @@ class Options:
             raise ValueError("bits: give one of bits, kl or size, above 0; write bits: 3")
         if self.kappa < 0:
             raise ValueError(f"kappa: {self.kappa} is less than 0; write 0 for the nearest code")
+        if not 0 <= self.drift <= 1:
+            raise ValueError(f"drift: {self.drift} is not between 0 and 1; write 0.5")
 
 
 class Runner(BaseRunner):
@@ -79,7 +87,10 @@ class Runner(BaseRunner):
             tokenizer = load_tokenizer(self.model_dir, self.case)
             sequences = token_lists(self.case.calibration, tokenizer, o.samples)
         options = RdqOptions(
-            mode=o.mode, calibration=sequences, settings=Settings(states=o.states, kappa=o.kappa)
+            mode=o.mode,
+            calibration=sequences,
+            drift=o.drift,
+            settings=Settings(states=o.states, kappa=o.kappa),
         )
         budget = Budget(bits=o.bits, kl=o.kl, size=o.size)
         try:
