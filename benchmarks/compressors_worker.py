@@ -36,7 +36,7 @@ FAILURES = (ScorecardError, RuntimeError, ValueError, NotImplementedError, Asser
 def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     folder, model = Path(job["folder"]), Path(job["model"])
-    if job["wide"]:
+    if job.get("wide"):
         WIDE["folder"] = widened(model, folder / "wide")
     for content in job["cases"]:
         case = from_json(Case, content)
