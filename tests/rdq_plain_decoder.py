@@ -1,4 +1,4 @@
-"""A second decoder of rdq files, written from `docs/rdq-format.md` alone: slow, plain, nothing of the package."""
+"""A second decoder of rdq files, from `docs/rdq-format.md` alone: slow, and nothing of the package."""
 
 from __future__ import annotations
 

@@ -166,16 +166,18 @@ def test_a_smaller_model_replaces_a_larger_one(tmp_path: Path) -> None:
 
 
 def test_a_tensor_added_twice_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(RdqError, match="w: added twice"), Writer(tmp_path) as writer:
+    with Writer(tmp_path) as writer:
         writer.add_matrix("w", matrix("zero", 2, 2))
-        writer.add_plain("w", PLAIN["bias"])
+        with pytest.raises(RdqError, match="w: added twice"):
+            writer.add_plain("w", PLAIN["bias"])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_writer_leaves_no_model(tmp_path: Path) -> None:
     program = (
         "import os, sys; sys.path.insert(0, 'tests'); from rdq_matrices import matrix\n"
-        f"from rdq.writing import Writer; w = Writer({str(tmp_path)!r}); w.add_matrix('w', matrix('zero', 4, 4))\n"
+        f"from rdq.writing import Writer; w = Writer({str(tmp_path)!r})\n"
+        "w.add_matrix('w', matrix('zero', 4, 4))\n"
         "w._finish = lambda *parts: os.kill(os.getpid(), 9); w.close({})"
     )
     root = Path(__file__).parents[1]
