@@ -1,5 +1,4 @@
-"""Entropy coders on the indices of quantized weights: bytes against entropy, speed, and a layer of a 1 B
-model.
+"""Entropy coders on the indices of quantized weights: bytes, speed, and a layer of a 1 B model.
 
     OMP_NUM_THREADS=1 python -m benchmarks.rdq_coding [--json FILE] [--rows 2048] [--layers 1] [--bits 2 3 4]
 
@@ -231,14 +230,16 @@ def described(bits: float, r: dict[str, Any]) -> str:
     """One line on a set of layers."""
     rate = r["weights"] / r["read_seconds"]
     mb = {key: r[key] / 1e6 for key in ("read_peak_bytes", "model_bytes", "write_peak_bytes")}
-    return (
-        f"{bits:g} bits: {r['weights'] / 1e6:.1f} M weights, {r['bits']:.4f} bits each in the file "
-        f"({r['over_ideal']:+.2%} over ideal, side vectors and header counted), written at "
-        f"{r['weights'] / r['write_seconds'] / 1e6:.0f} and read at {rate / 1e6:.0f} Mweights per CPU second; "
-        f"8 B: {WEIGHTS_8B / rate:.0f} CPU seconds; reading peaked {mb['read_peak_bytes']:.0f} MB above the start "
-        f"for {mb['model_bytes']:.0f} MB of weights, the largest matrix {2 * r['largest'] / 1e6:.0f} MB; "
-        f"writing peaked at {mb['write_peak_bytes']:.0f} MB"
+    parts = (
+        f"{bits:g} bits: {r['weights'] / 1e6:.1f} M weights, {r['bits']:.4f} bits each in the file",
+        f"{r['over_ideal']:+.2%} over ideal (with side vectors and header)",
+        f"written at {r['weights'] / r['write_seconds'] / 1e6:.0f} Mweights per CPU second",
+        f"read at {rate / 1e6:.0f}, so 8 B in {WEIGHTS_8B / rate:.0f} CPU seconds",
+        f"reading peaked {mb['read_peak_bytes']:.0f} MB above the start",
+        f"for {mb['model_bytes']:.0f} MB of weights, the largest matrix of {2 * r['largest'] / 1e6:.0f} MB",
+        f"writing peaked at {mb['write_peak_bytes']:.0f} MB",
     )
+    return "; ".join(parts)
 
 
 if __name__ == "__main__":

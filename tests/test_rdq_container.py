@@ -45,7 +45,7 @@ def write(folder: Path, **settings: Any) -> dict[str, CodedMatrix]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"shard_bytes": 700}, {"tables": Tables.gaussian()}, {"threads": 2}]
+    "settings", [{}, {"shard_bytes": 300}, {"tables": Tables.gaussian()}, {"threads": 2}]
 )
 def test_all_tensors_come_back(tmp_path: Path, settings: dict[str, Any]) -> None:
     coded = write(tmp_path, **settings)
@@ -62,7 +62,7 @@ def test_all_tensors_come_back(tmp_path: Path, settings: dict[str, Any]) -> None
             assert container.read(name).dtype == tensor.dtype
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["quantization_config"] == {"quant_method": "rdq", "version": 1}
-    assert len(list(tmp_path.glob("*.safetensors"))) == (3 if "shard_bytes" in settings else 1)
+    assert len(list(tmp_path.glob("*.safetensors"))) == (4 if "shard_bytes" in settings else 1)
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -153,14 +153,14 @@ def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
-    write(tmp_path, shard_bytes=700)
+    write(tmp_path, shard_bytes=300)
     next(tmp_path.glob("model-00002-*")).unlink()
-    with pytest.raises(RdqError, match=r"model-00002-of-00003\.safetensors: cannot be read"):
+    with pytest.raises(RdqError, match=r"model-00002-of-00004\.safetensors: cannot be read"):
         open_container(tmp_path)
 
 
 def test_a_smaller_model_replaces_a_larger_one(tmp_path: Path) -> None:
-    write(tmp_path, shard_bytes=700)
+    write(tmp_path, shard_bytes=300)
     write(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
