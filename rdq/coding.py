@@ -106,7 +106,9 @@ def encode(
     panel, many = lanes.panels(rows, columns)
     kernel = module or kernels()
     look = lanes.lookup(tables)
-    codes = np.require(m.codes, requirements="CW")  # of one kind, so that one compiled kernel serves all
+    codes = np.require(
+        m.codes, requirements=["C", "W"]
+    )  # of one kind, so that one compiled kernel serves all
     arguments = np.array(m.row_spread), np.array(m.column_spread), *_trellis(m.states)
 
     def coded(first: int) -> tuple[Array, Array]:
