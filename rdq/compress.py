@@ -197,7 +197,7 @@ class Compressor:
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
         if self._reference is None:
-            vocabulary = int(self._model.config.get_textconfig().vocab_size)
+            vocabulary = int(self._model.config.get_text_config().vocab_size)
             most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
             held = self.held[:most]
             batches = [
