@@ -158,12 +158,13 @@ class Compressor:
 
     def estimated_bits(self, c: float) -> float:
         """About how many bits per weight ``c`` would take, from one row in ``SAMPLED``."""
-        coded = sum(
+        coded: float = sum(
             8 * found.predicted_bytes * matrix.rows / found.coded.shape[0]
             for matrix, found in self.quantized(c, SAMPLED)
         )
         weights = sum(matrix.rows * matrix.columns for matrix in self.matrices)
-        return (coded + 16 * max(0, self.parameters - weights)) / self.parameters
+        whole: float = coded + 16 * max(0, self.parameters - weights)
+        return whole / self.parameters
 
     def compress(self, c: float, out: Path, *, measure: bool = True) -> Report:
         """Write the model with the step constant ``c`` into ``out``, an empty or new folder.
