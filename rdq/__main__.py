@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rdq.errors import RdqError
 
 if TYPE_CHECKING:
-    from rdq.compress import Report
+    from rdq.report import Report
 
 EXIT_USAGE = 4
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

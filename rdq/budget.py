@@ -7,8 +7,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdq.compress import Compressor, Options, Report
+from rdq.compress import Compressor, Options
 from rdq.errors import RdqError
+from rdq.report import Report
 from rdq.search import search
 
 SIZE_TOLERANCE = 0.004

@@ -57,7 +57,7 @@ def generated(
     found: list[list[int]] = []
     for begin in range(0, samples, batch):
         count = min(batch, samples - begin)
-        if isinstance(start, int):
+        if isinstance(start, int) and 0 <= start < vocabulary:
             first = torch.full((count, 1), start, device=model.device)
         else:
             first = torch.randint(vocabulary, (count, 1), generator=generator, device=model.device)

@@ -158,12 +158,13 @@ class Compressor:
 
     def estimated_bits(self, c: float) -> float:
         """About how many bits per weight ``c`` would take, from one row in ``SAMPLED``."""
-        coded = sum(
+        coded: float = sum(
             8 * found.predicted_bytes * matrix.rows / found.coded.shape[0]
             for matrix, found in self.quantized(c, SAMPLED)
         )
         weights = sum(matrix.rows * matrix.columns for matrix in self.matrices)
-        return (coded + 16 * max(0, self.parameters - weights)) / self.parameters
+        whole: float = coded + 16 * max(0, self.parameters - weights)
+        return whole / self.parameters
 
     def compress(self, c: float, out: Path, *, measure: bool = True) -> Report:
         """Write the model with the step constant ``c`` into ``out``, an empty or new folder.
@@ -197,7 +198,7 @@ class Compressor:
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
         if self._reference is None:
-            vocabulary = int(self._model.config.get_textconfig().vocab_size)
+            vocabulary = int(self._model.config.get_text_config().vocab_size)
             most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
             held = self.held[:most]
             batches = [

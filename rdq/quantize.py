@@ -38,6 +38,7 @@ from rdq.trellis import incoming, quantize_block
 Array = NDArray[Any]
 BLOCK = 128
 PRIOR_CODES = 24.0  # what a table of one matrix starts from: that many codes as the prior has them
+TAPER = 10, 18  # classes: from none of the code length to all of it
 ROOM = 0.85  # of the largest index: error feedback moves weights outwards
 
 
@@ -202,6 +203,7 @@ def _feedback(
     ways = incoming(trellis, quantizer_of) if settings.states > 1 else np.zeros((1, 2, 2), np.int64)
     row_class = coded.row_spread.astype(np.int64) - CLASS_OFFSET
     column_class = coded.column_spread.astype(np.int64)
+    costs = lengths * _taper()[:, None, None]
     codes = np.empty((columns, rows), np.int16)
     errors = torch.empty((min(BLOCK, columns), rows), dtype=torch.float64)
     counts = np.zeros((CLASSES, 2, MAX_CODE + 1), np.int64)
@@ -211,12 +213,20 @@ def _feedback(
         quantize_block(
             x[start:end].numpy(), prepared.factor[start:end, start:end].contiguous().numpy(), row_step,
             column_step[start:end], row_weight, column_weight[start:end], row_class, column_class[start:end],
-            lengths, coded.centroids.astype(np.float64), settings.kappa, ways, quantizer_of, trellis,
+            costs, coded.centroids.astype(np.float64), settings.kappa, ways, quantizer_of, trellis,
             codes[start:end], errors.numpy(), counts, shifts,
         )  # fmt: skip
         if end < columns and settings.feedback:
             x[end:].addmm_(prepared.factor[start:end, end:].T, errors[: end - start], alpha=-1)
     return np.ascontiguousarray(codes.T), counts, _centroids(shifts)
+
+
+@functools.cache
+def _taper() -> Array:
+    """[CLASSES]: how much of its code length counts. Where most codes are zero less does: an error that saves
+    bits here is handed on to the columns after it, and costs bits there.
+    """
+    return np.clip((np.arange(CLASSES) - TAPER[0]) / (TAPER[1] - TAPER[0]), 0, 1)
 
 
 def _centroids(shifts: Array) -> NDArray[np.float16]:
