@@ -49,11 +49,11 @@ class Boxed:
         printed = "\n".join(tail.text() for tail in tails)
         return printed, self.end()
 
-    def end(self) -> BoxEnded:
+    def end(self, grace_seconds: float = GRACE_SECONDS) -> BoxEnded:
         """Kill what still runs; how the box ended by itself, if it did within the grace."""
         if self._ended is None:
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE_SECONDS)
+                self.process.wait(grace_seconds)
             self.process.kill()  # the box dies with its launcher
             self.process.wait()
             with self._report as report:

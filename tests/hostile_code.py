@@ -8,15 +8,18 @@ from __future__ import annotations
 
 SEARCH = """
 import os
-def find(*names):
+def find(*names, holding=b""):
     for place, folders, files in os.walk("/"):
         if place == "/":
             folders[:] = [f for f in folders if f not in ("proc", "sys")]
         for name in files:
-            if name in names:
+            if name in names and holding in open(os.path.join(place, name), "rb").read():
                 return os.path.join(place, name)
     raise LookupError("nowhere")
 """
+
+#: By the mount, or before it by the owner.
+READ_ONLY = "OSError: .*Read-only file system|PermissionError: "
 
 REFUSED: dict[str, tuple[str, str]] = {
     "reads /etc/passwd": ('open("/etc/passwd").read()', "FileNotFoundError: .*/etc/passwd"),
@@ -25,16 +28,16 @@ REFUSED: dict[str, tuple[str, str]] = {
     "writes to a file of the host": ('open("{canary}", "w").write("x")', "OSError|FileNotFoundError"),
     "writes among the libraries": (
         'import os; open(os.path.dirname(os.__file__) + "/written", "w")',
-        "OSError: .*Read-only file system",
+        READ_ONLY,
     ),
-    "writes its own code": ('open(__file__, "a").write("x")', "OSError: .*Read-only file system"),
+    "writes its own code": ('open(__file__, "a").write("x")', READ_ONLY),
     "writes its artifact": (
         'open("/artifact/weights.json", "w").write("x")',
-        "OSError: .*Read-only file system",
+        READ_ONLY,
     ),
     "patches lm-eval on disk": (
         'import importlib.util; open(importlib.util.find_spec("lm_eval").origin, "a").write("x")',
-        "OSError: .*Read-only file system",
+        READ_ONLY,
     ),
     "opens a socket": (
         'import socket; socket.create_connection(("127.0.0.1", {port}), timeout=5)',
@@ -45,12 +48,16 @@ REFUSED: dict[str, tuple[str, str]] = {
         "gaierror: ",
     ),
     "reads the documents' answers": (SEARCH + 'find("tiny_pairs.jsonl")', "LookupError: nowhere"),
+    "reads the claimed documents": (SEARCH + 'find("documents.parquet")', "LookupError: nowhere"),
     "reads the claimed results": (
-        SEARCH + 'find("documents.parquet", "manifest.json")',
+        SEARCH + 'find("manifest.json", holding=b"mean_accuracy")',  # packages have files of this name too
         "LookupError: nowhere",
     ),
     "looks for the original model": (SEARCH + 'find("original.json")', "LookupError: nowhere"),
-    "looks for the bench": (SEARCH + 'find("evaluate.py", "verification.py")', "LookupError: nowhere"),
+    "looks for the bench": (
+        SEARCH + 'find("evaluate.py", "verification.py", holding=b"from scorecard")',
+        "LookupError: nowhere",
+    ),
     "reads a token of the environment": (
         'import os, glob\nfor f in glob.glob("/proc/*/environ"):\n'
         '    try: text = open(f).read()\n    except OSError: text = ""\n'
@@ -141,7 +148,8 @@ CONTAINED: dict[str, str] = {
     "prints a fake score": 'import os; print("accuracy ✓ 0.9999"); os.write(1, "score ✓ 1\\n".encode()); '
     'os.write(2, "accuracy ✓ 0.9999\\n".encode())',
     "kills its parent": "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
-    "kills everything": "import os, signal; os.kill(-1, signal.SIGKILL)",
+    "kills everything": "import os, signal\n"
+    "try: os.kill(-1, signal.SIGKILL)\nexcept ProcessLookupError: pass",
     "patches lm-eval in memory": "import sys, types\n"
     'fake = types.ModuleType("lm_eval"); fake.evaluate = lambda *a, **k: dict(results=1)\n'
     'sys.modules["lm_eval"] = fake',

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ TASKS, DOCUMENTS = ("tiny_pairs",), 10
 class Host:
     """What an attack could harm: a file, a listener, a process, a token in the environment."""
 
+    folder: Path
     canary: Path
     port: int
     listener: socket.socket
@@ -49,7 +51,16 @@ class Host:
         with pytest.raises(BlockingIOError):
             self.listener.accept()
         assert descendants(os.getpid()) == [self.bystander.pid]
-        assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"scorecard.box_" in _read(p)]
+        assert boxed_with(self.folder) == []
+
+
+def boxed_with(folder: Path) -> list[int]:
+    """Processes of any parent whose box shows something of ``folder``: its files are mounts there.
+
+    Boxes of other tests, which may run beside this one, show other folders.
+    """
+    mounts = (path for path in Path("/proc").glob("[0-9]*/mountinfo") if str(folder).encode() in _read(path))
+    return [int(path.parent.name) for path in mounts]
 
 
 def _read(path: Path) -> bytes:
@@ -62,12 +73,13 @@ def _read(path: Path) -> bytes:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setenv("HF_TOKEN", "hf_thisIsTheTokenOfTheHost")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what a box shows is made under it
     canary = tmp_path / "canary"
     canary.write_text("untouched")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as bystander:
-            found = Host(canary, listener.getsockname()[1], listener, bystander)
+            found = Host(tmp_path, canary, listener.getsockname()[1], listener, bystander)
             yield found
             bystander.kill()
 
@@ -180,18 +192,18 @@ def test_a_box_ends_with_whoever_started_it(tmp_path: Path, honest: Path, host: 
     folder = with_code(honest, tmp_path, attacking("import time; time.sleep(9999)", host))
     archive = small_frozen.pack(folder, tmp_path / "a.zip")
     command = [sys.executable, "-m", "scorecard", "verify", str(archive), "--python", sys.executable]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not _boxed(process.pid):
-            time.sleep(0.1)
-        below = descendants(process.pid)
-        assert below
-        process.kill()
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            end = time.monotonic() + 120
+            while time.monotonic() < end and not boxed_with(tmp_path):
+                time.sleep(0.1)
+            below = descendants(process.pid)
+            assert below
+            assert boxed_with(tmp_path)
+        finally:
+            process.kill()
     end = time.monotonic() + 10
     while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in below):
         time.sleep(0.05)
     host.check()
-
-
-def _boxed(pid: int) -> bool:
-    return any(b"box_server" in _read(Path(f"/proc/{below}/cmdline")) for below in descendants(pid))
