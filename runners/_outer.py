@@ -85,7 +85,8 @@ def restored(folder: Path) -> Path:
     if not packed:
         return folder
     _folders.append(tempfile.TemporaryDirectory(prefix="scorecard-", ignore_cleanup_errors=True))
-    view, renamed = Path(_folders[-1].name), {}
+    view = Path(_folders[-1].name)
+    renamed: dict[str, tuple[str, ...]] = {}
     for path in folder.iterdir():
         if path not in packed:
             (view / path.name).symlink_to(path.resolve())
