@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import json
 import lzma
-import resource
 import subprocess
 import sys
 import tempfile
@@ -176,9 +175,15 @@ def layers(count: int, bits: float, folder: Path) -> dict[str, Any]:
         "over_ideal": size / ideal - 1,
         "write_seconds": counted,
         "made_in_seconds": time.process_time() - start,
-        "write_peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "write_peak_bytes": resident("VmHWM"),
         **json.loads(read.stdout),
     }
+
+
+def resident(which: str) -> int:
+    """Bytes of memory of this process, by its name in /proc: VmRSS now, VmHWM at most so far."""
+    status = Path("/proc/self/status").read_text().split()
+    return 1024 * int(status[status.index(f"{which}:") + 1])
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -186,14 +191,13 @@ def read(folder: Path) -> dict[str, Any]:
     with open_container(folder) as container:
         names = list(container)
         container.read(names[1])  # what is loaded or compiled once
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident("VmRSS")
         start, model = time.process_time(), []
         for name in names:
             model.append(container.read(name))
         seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {
-        "read_seconds": seconds, "read_peak_bytes": 1024 * peak,
+        "read_seconds": seconds, "read_peak_bytes": resident("VmHWM") - before,
         "model_bytes": sum(w.numel() * w.element_size() for w in model),
     }  # fmt: skip
 
