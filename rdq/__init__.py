@@ -20,8 +20,10 @@ __all__ = ["RdqError", "load"]
 
 
 def _register() -> None:
-    from rdq.plugin import register
-
+    try:
+        from rdq.plugin import register
+    except ImportError:  # a transformers before 5, which cannot be taught: it says so where it meets a folder
+        return
     register()
 
 

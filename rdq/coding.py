@@ -38,6 +38,8 @@ Array = npt.NDArray[Any]
 Data = bytes | bytearray | memoryview
 
 MAGIC = b"rdq\x01"
+LARGEST = 1 << 36
+"""Indices of a matrix, fewer than these."""
 _FIXED = struct.Struct("<4sBfI")
 """magic, states, step, checksum of the tables; varints, centroids, side vectors and panels follow."""
 
@@ -104,7 +106,9 @@ def encode(
     panel, many = lanes.panels(rows, columns)
     kernel = module or kernels()
     look = lanes.lookup(tables)
-    codes = np.require(m.codes, requirements="CW")  # of one kind, so that one compiled kernel serves all
+    codes = np.require(
+        m.codes, requirements=["C", "W"]
+    )  # of one kind, so that one compiled kernel serves all
     arguments = np.array(m.row_spread), np.array(m.column_spread), *_trellis(m.states)
 
     def coded(first: int) -> tuple[Array, Array]:
@@ -184,7 +188,7 @@ def _parsed(view: memoryview) -> Header:
     _, kind, step, crc = _FIXED.unpack_from(view)
     states = kind & 127
     (stack, rows, columns, panel, many, size), place = varints(view, _FIXED.size, 6)
-    if not 0 < rows * columns < 1 << 48 or not 0 < many <= panel <= columns or states not in NEXT_STATE:
+    if not 0 < rows * columns < LARGEST or not 0 < many <= panel <= columns or states not in NEXT_STATE:
         raise ValueError(f"{rows} × {columns}, panels of {panel}, {many} lanes, {states} states")
     if not stack or rows % stack:
         raise ValueError(f"{rows} rows in {stack} matrices")

@@ -39,12 +39,15 @@ class Container:
         self._headers: list[FileHeader] = [read_header(path) for path in paths]
         self._maps: list[mmap.mmap | None] = [None] * len(paths)
         self._where: dict[str, tuple[int, Entry]] = {}
+        self.matrices: list[str] = []
+        """The names of the coded tensors."""
         for number, header in enumerate(self._headers):
             for entry in header.entries:
                 name = entry.name.removesuffix(SUFFIX) if entry.crc is None else entry.name
                 if name in self._where:
                     raise RdqError(f"{paths[number]}: {name}: stored twice; write the folder again")
                 self._where[name] = number, entry
+        self.matrices += [name for name, (_, entry) in self._where.items() if entry.crc is None]
 
     def __enter__(self) -> Container:
         return self
@@ -65,11 +68,6 @@ class Container:
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
-
-    @property
-    def matrices(self) -> list[str]:
-        """The names of the coded tensors."""
-        return [name for name, (_, entry) in self._where.items() if entry.crc is None]
 
     def size_bytes(self, name: str) -> int:
         """Bytes of the tensor in its file."""
@@ -164,6 +162,8 @@ def files_of(folder: Path) -> list[Path]:
         names = dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
         raise RdqError(f"{index}: damaged; get the file again") from None
+    if not names:
+        raise RdqError(f"{index}: names no files; get the file again")
     return [folder / Path(name).name for name in names]
 
 

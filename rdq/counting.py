@@ -33,7 +33,7 @@ def magnitudes(m: CodedMatrix) -> Array:
             m.row_spread.astype(np.int64) - CLASS_OFFSET,
             m.column_spread.astype(np.int64),
         )
-        codes = np.require(m.codes, requirements="CW")
+        codes = np.require(m.codes, requirements=["C", "W"])
         _count(codes, row_class, column_class, NEXT_STATE[m.states], QUANTIZER_OF_STATE[m.states], counts)
     else:
         context, size = 2 * classes(m).astype(np.int32) + quantizers(m), np.abs(m.codes)

@@ -177,18 +177,23 @@ def decode_panel(
             for c in range(width):
                 codes_out[row, first + c] = codes[c]
             continue
-        factor = row_factor[row]
         for c in range(width):
             u = values[np.int64(quantizer[before[c]]) * _INDICES + np.int64(codes[c]) + MAX_CODE]
-            floats[c] = (u * factor) * column_factor[first + c]
+            floats[c] = (u * row_factor[row]) * column_factor[first + c]
         if floats_out.size:
             for c in range(width):
                 floats_out[row, first + c] = floats[c]
-        else:  # to bfloat16, nearest, ties to even
-            for c in range(width):
-                b = np.int64(bits[c])
-                halves_out[row, first + c] = (b + 0x7FFF + ((b >> 16) & 1)) >> 16
+        else:
+            _to_bfloat16(bits, halves_out, row, first)
     for lane in range(states.size):
         if states[lane] != LOWEST:
             return TOO_LONG
     return 0 if p == count_of_words else TOO_LONG
+
+
+@compiled
+def _to_bfloat16(bits: Array, out: Array, row: int, first: int) -> None:
+    """Rounds a row of float32, given as uint32, to the nearest, ties to even."""
+    for c in range(bits.size):
+        b = np.int64(bits[c])
+        out[row, first + c] = (b + 0x7FFF + ((b >> 16) & 1)) >> 16

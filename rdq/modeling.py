@@ -74,13 +74,17 @@ def _config(folder: Path) -> Any:
 
 
 class _Weight:
-    """A tensor of a container that is read when it is indexed, as slices of safetensors files are."""
+    """A tensor of a container that is read when it is indexed, as slices of safetensors files are.
+
+    What is stored as it is keeps its type: transformers knows what stays float32.
+    """
 
     def __init__(self, container: Container, name: str, dtype: torch.dtype) -> None:
         self._container, self._name, self._dtype = container, name, dtype
 
     def __getitem__(self, place: EllipsisType) -> torch.Tensor:
-        return self._container.read(self._name, self._dtype)
+        coded = self._name in self._container.matrices
+        return self._container.read(self._name, self._dtype if coded else None)
 
 
 class Ahead:

@@ -109,14 +109,12 @@ def from_counts(counts: Array) -> Tables:
     Neighbouring classes share a table where two would cost more bytes to store than they save.
     """
     gaussian = _gaussian()
-    out = np.zeros((CLASSES, 2, SYMBOLS), np.uint16)
+    out = Tables.gaussian().frequencies.copy()
     for quantizer in range(2):
         for group in _groups(counts[:, quantizer]):
             members = counts[group, quantizer].sum(0)
             prior = gaussian[group, quantizer].mean(0)
             out[group, quantizer] = _frequencies(members + _PRIOR_WEIGHT * prior)
-        for unseen in np.flatnonzero(counts[:, quantizer].sum(-1) == 0):
-            out[unseen, quantizer] = _frequencies(gaussian[unseen, quantizer])
     return Tables(out)
 
 
@@ -134,6 +132,7 @@ _PRIOR_WEIGHT = 4.0
 """Indices that the Gaussian counts for beside those really counted."""
 
 
+@cache
 def _gaussian() -> Array:
     """float64 [CLASSES, 2, MAX_CODE + 1]: probability of |k| for normal indices of the class's deviation.
 

@@ -28,7 +28,7 @@ QUIET = settings(deadline=None, suppress_health_check=list(HealthCheck), databas
 
 
 def round_trip(m: CodedMatrix, tables: Tables) -> None:
-    """All indices and steps come back, the weights are those of `dequantize`, and the size is within its bound."""
+    """All comes back, the weights are those of `dequantize`, and the size is within its bound."""
     payload = coding.encode(m, tables)
     assert same(coding.decode(payload, tables), m)
     assert torch.equal(coding.decode_weights(payload, tables, torch.float32), torch.from_numpy(dequantize(m)))
@@ -96,7 +96,7 @@ def test_without_numba_the_bytes_are_the_same() -> None:
 
 
 def test_a_large_matrix_is_near_its_entropy() -> None:
-    """Within 0.5 % of the empirical entropy by class and quantizer, tables and all but the side vectors included."""
+    """Within 0.5 % of the empirical entropy by class and quantizer; tables count, side vectors do not."""
     rng = np.random.default_rng(0)
     for deviation in (0.5, 2.0, 8.0):
         values = rng.normal(0, deviation, (1024, 512)) * np.exp(0.5 * rng.normal(size=(1, 512)))
@@ -152,14 +152,15 @@ def resealed(payload: bytes, place: int, value: int) -> bytes:
 @pytest.mark.parametrize("module", [coding.kernels(), lanes_numpy])
 def test_forged_payloads_are_errors_or_matrices_never_crashes(module: Any) -> None:
     payload, tables = small_payload()
-    refused = 0
-    for place in range(4, len(payload) - 4):
-        for value in (0, 1, 127, 255):
+    refused, header = 0, coding.parse(payload)
+    places = range(header.end, len(payload) - 4)
+    for place in places:
+        for value in (0, 255):
             try:
                 coding.decode(resealed(payload, place, value), tables, module=module)
             except RdqError:
                 refused += 1
-    assert refused > len(payload)
+    assert refused > len(places)
 
 
 def test_other_tables_are_refused() -> None:
