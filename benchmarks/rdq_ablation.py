@@ -63,7 +63,7 @@ VARIANTS = (
     Variant("all of it"),
     Variant("no error feedback", Settings(feedback=False), finer=0.5),
     Variant("no rate term (nearest point)", Settings(kappa=0.0)),
-    Variant("scalar quantizer, rate term", Settings(states=1), finer=2.0),
+    Variant("scalar quantizer", Settings(states=1, kappa=0.0), finer=2.0),
     Variant("trellis of 4 states", Settings(states=4)),
     Variant("one pass, Gaussian code lengths", Settings(passes=1)),
     Variant("no steps by row", change=_even_rows),

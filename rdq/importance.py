@@ -35,7 +35,7 @@ def settings_of(matrix: Matrix, settings: Settings) -> Settings:
     if matrix.kind == "body":
         return settings
     damping = max(settings.damping, EMBEDDING_DAMPING) if matrix.kind == "embedding" else settings.damping
-    return replace(settings, row_range=OUTER_RANGE, damping=damping)
+    return replace(settings, row_range=OUTER_RANGE, row_part=1.0, damping=damping)
 
 
 def statistics_of(

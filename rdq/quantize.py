@@ -55,6 +55,8 @@ class Settings:
     passes: int = 2
     row_range: float = 5.0
     """Most that a row's step may differ from the geometric mean, as a factor."""
+    row_part: float = 0.5
+    """How much of the logarithm by which it should differ it does: sensitivities are estimates."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Prepared:
     """What the statistics say of a matrix, for any c.
 
     ``factor`` float64 [columns, columns]: U with each row divided by its diagonal; ``innovation`` [columns]:
-    1 / U_jj; ``row`` [rows]: sensitivity^-1/2, within ``row_range``.
+    1 / U_jj; ``row`` [rows]: sensitivity^-1/2, nearer to its mean (``Settings``).
     """
 
     factor: torch.Tensor
@@ -91,15 +93,15 @@ def prepare(statistics: Statistics, settings: Settings) -> Prepared:
     return Prepared(
         factor=inverse / diagonal[:, None],
         innovation=(1 / diagonal).numpy().copy(),
-        row=_row_factors(sensitivity, settings.row_range),
+        row=_row_factors(sensitivity, settings),
     )
 
 
-def _row_factors(sensitivity: Array, most: float) -> Array:
+def _row_factors(sensitivity: Array, settings: Settings) -> Array:
     floor = float(sensitivity.mean()) * 1e-6 or 1.0
     logs = -0.5 * np.log(np.maximum(sensitivity, floor))
-    middle, limit = logs.mean(), np.log(most)
-    clipped: Array = np.exp(np.clip(logs, middle - limit, middle + limit))
+    middle, limit = logs.mean(), np.log(settings.row_range)
+    clipped: Array = np.exp(middle + np.clip(settings.row_part * (logs - middle), -limit, limit))
     return clipped
 
 
