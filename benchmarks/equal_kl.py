@@ -10,7 +10,7 @@ from typing import Any
 from scorecard.row import GIB
 
 #: (bits per weight, how far a peer may be from it, greatest ratio of our bytes to the peer's aimed at)
-GOALS = ((4.0, 0.35, 0.75), (3.0, 0.35, 0.75), (2.5, 0.25, 0.70))
+GOALS = ((4.0, 0.5, 0.75), (3.0, 0.5, 0.75), (2.5, 0.25, 0.70))
 SCORE_GOAL = 1.4
 PERCENT = 100
 
