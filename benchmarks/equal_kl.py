@@ -10,7 +10,7 @@ from typing import Any
 from scorecard.row import GIB
 
 #: (bits per weight, how far a peer may be from it, greatest ratio of our bytes to the peer's aimed at)
-GOALS = ((4.0, 0.35, 0.75), (3.0, 0.35, 0.75), (2.5, 0.25, 0.70))
+GOALS = ((4.0, 0.5, 0.75), (3.0, 0.5, 0.75), (2.5, 0.25, 0.70))
 SCORE_GOAL = 1.4
 PERCENT = 100
 
@@ -130,8 +130,16 @@ def ratios(points: Sequence[Point]) -> list[Ratio]:
         near = [peer for peer in peers if abs(peer.bits_per_weight - bits) <= window]
         near = near or [min(peers, key=lambda peer: abs(peer.bits_per_weight - bits))]
         all_of_them = [Ratio(bits, goal, peer, bytes_at(ours, peer.kl or 0)) for peer in near]
-        found.append(max(all_of_them, key=lambda r: math.inf if r.value is None else r.value))
+        found.append(max(all_of_them, key=_hardness))
     return found
+
+
+def _hardness(ratio: Ratio) -> tuple[int, float]:
+    """A KL out of our reach, then true ratios by size, then those that are below a bound, by the peer's KL."""
+    if ratio.value is None:
+        return 2, 0.0
+    bound = bool(ratio.ours and ratio.ours.bound)
+    return (0, -(ratio.peer.kl or 0)) if bound else (1, ratio.value)
 
 
 def best_scores(points: Sequence[Point]) -> Scores:

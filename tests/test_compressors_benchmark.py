@@ -95,6 +95,12 @@ def test_the_peer_of_a_ratio_is_the_one_that_is_hardest_to_beat() -> None:
     assert half.met is None  # the truth may be below 0.7
 
 
+def test_of_two_ruins_the_better_one_is_the_peer() -> None:
+    # Both are worse than the smallest of ours, so that their ratios are no more than bounds.
+    ruins = [point("small ruin", 2450, 2.8), point("ruin", 2600, 0.5)]
+    assert ratios([*curve((1400, 0.3), (4000, 1e-3)), *ruins])[-1].peer.config == "ruin"
+
+
 def test_a_kl_that_ours_does_not_reach_is_no_success() -> None:
     (four, *_) = ratios([*curve((2000, 1e-1)), point("near", 3900, 2e-1), point("better", 4000, 1e-3)])
     assert four.peer.config == "better"
