@@ -45,18 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (folder / "models.yaml").write_text(json.dumps(content, indent=1), encoding="utf-8")  # JSON is YAML
     suite = load(folder / "models.yaml")
     if not options.no_build:
-        run(suite, model_folder(options.model), folder, jobs=options.jobs, wide=options.wide)
-    cases = records(suite, folder)
+        wanted = [case for case in suite.cases if re.search(options.only, case.config.name)]
+        cases = [*suite.baselines.values(), *wanted]
+        run(cases, model_folder(options.model), folder, jobs=options.jobs, wide=options.wide)
+    found = records(suite, folder)
     lossless = {
-        c.model: a.result["lossless_bytes"] for c in cases if _is_baseline(c) and (a := c.records["audit"])
+        c.model: a.result["lossless_bytes"] for c in found if _is_baseline(c) and (a := c.records["audit"])
     }
-    results = score.table(cases, lossless_bytes=lossless, machine=machine.describe())
+    results = score.table(found, lossless_bytes=lossless, machine=machine.describe())
     (folder / "results.json").write_text(json_report.render(results), encoding="utf-8")
-    points = list(measured(results.rows, cases))
+    points = list(measured(results.rows, found))
     text = f"{table(points)}\n\n{ratio_table(points)}\n"
     (folder / "compressors.md").write_text(text, encoding="utf-8")
-    found = {"model": options.model, "points": [asdict(p) for p in points], **summary(points)}
-    (folder / "compressors.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    content = {"model": options.model, "points": [asdict(p) for p in points], **summary(points)}
+    (folder / "compressors.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(text)
     for row in results.rows:
         for finding in (row.reason, *row.findings):
@@ -94,8 +96,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def matrix(suite: Mapping[str, Any], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The content of a models.yaml: the model that was asked for under the configs of ``suite``."""
-    configs = {name: config for name, config in suite["configs"].items() if re.search(options.only, name)}
-    configs = {"baseline": suite["configs"]["baseline"]} | configs
+    configs = dict(suite["configs"])
     if options.narrow:
         configs = dict(narrow(name, config) for name, config in configs.items())
     defaults = {key: dict(value) for key, value in suite["defaults"].items()}
@@ -151,9 +152,8 @@ def sampled(model: Path, path: Path) -> str:
     return str(path.resolve())
 
 
-def run(suite: Suite, model: Path, folder: Path, *, jobs: int, wide: bool) -> None:
+def run(cases: Iterable[Case], model: Path, folder: Path, *, jobs: int, wide: bool) -> None:
     """Measure what was not measured yet: the baseline first, then environment by environment."""
-    cases = [suite.baselines[case.model.id] for case in suite.cases[:1]] + list(suite.cases)
     groups: dict[str, list[Case]] = {}
     for case in cases:
         if not compressors_worker.finished(compressors_worker.record_path(folder, case), case):

@@ -135,7 +135,7 @@ def ratios(points: Sequence[Point]) -> list[Ratio]:
 
 
 def _hardness(ratio: Ratio) -> tuple[int, float]:
-    """A KL out of our reach, then true ratios by size, then those that are below a bound, by the peer's KL."""
+    """A KL out of our reach, then ratios by size, then those that are only bounds, by the KL of the peer."""
     if ratio.value is None:
         return 2, 0.0
     bound = bool(ratio.ours and ratio.ours.bound)

@@ -155,7 +155,7 @@ def options(**changes: object) -> argparse.Namespace:
 
 def test_the_matrix_is_one_that_the_scorecard_takes(tmp_path: Path) -> None:
     suite = yaml_text.parse(compressors.CONFIGS.read_text(), "compressors.yaml")
-    content = compressors.matrix(suite, options(narrow=True, only="gptq", name="m"), tmp_path)
+    content = compressors.matrix(suite, options(narrow=True, name="m"), tmp_path)
     write_atomic(tmp_path / "models.yaml", content)
     cases = load(tmp_path / "models.yaml").cases
     names = [case.config.name for case in cases]
@@ -171,7 +171,7 @@ def test_the_matrix_is_one_that_the_scorecard_takes(tmp_path: Path) -> None:
 
 def test_a_case_is_finished_until_its_options_change(tmp_path: Path) -> None:
     suite = yaml_text.parse(compressors.CONFIGS.read_text(), "compressors.yaml")
-    write_atomic(tmp_path / "models.yaml", compressors.matrix(suite, options(only="nf4"), tmp_path))
+    write_atomic(tmp_path / "models.yaml", compressors.matrix(suite, options(), tmp_path))
     first, second = load(tmp_path / "models.yaml").cases[1:3]
     path = compressors_worker.record_path(tmp_path, first)
     assert not compressors_worker.finished(path, first)
