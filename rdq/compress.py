@@ -163,8 +163,8 @@ class Compressor:
             for matrix, found in self.quantized(c, SAMPLED)
         )
         weights = sum(matrix.rows * matrix.columns for matrix in self.matrices)
-        whole: float = coded + 16 * max(0, self.parameters - weights)
-        return whole / self.parameters
+        estimated: float = (coded + 16 * max(0, self.parameters - weights)) / self.parameters
+        return estimated
 
     def compress(self, c: float, out: Path, *, measure: bool = True) -> Report:
         """Write the model with the step constant ``c`` into ``out``, an empty or new folder.
