@@ -252,6 +252,14 @@ def test_python_and_scripts_are_the_environments(ready: Checkout) -> None:
     assert ready.run("--engine", "venv", "python3", "-m", "pip", "--version").returncode == 0
 
 
+def test_bytecode_is_kept_where_the_caller_keeps_none(
+    ready: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As images set it for their build: every process would compile all that it imports."""
+    monkeypatch.setitem(ready.env, "PYTHONDONTWRITEBYTECODE", "1")
+    assert ready.python("import sys; print(sys.dont_write_bytecode)").stdout == "False\n"
+
+
 def test_arguments_exit_code_and_streams_are_the_commands(ready: Checkout) -> None:
     code = "import sys; print(sys.argv[1:]); print('no', file=sys.stderr); sys.exit(3)"
     done = ready.run("--engine", "venv", "python", "-c", code, "--image", "y", "--engine", "--", "a  b", "")
