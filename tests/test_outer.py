@@ -115,6 +115,7 @@ def test_rtn_takes_one_word_for_the_outer_layers_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.backend
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runner", "options"),
     [("bnb", {"format": "nf4"}), ("gptq", {"method": "rtn", "group_size": 32, "dequantize": True})],
