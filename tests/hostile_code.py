@@ -39,6 +39,12 @@ REFUSED: dict[str, tuple[str, str]] = {
         'import importlib.util; open(importlib.util.find_spec("lm_eval").origin, "a").write("x")',
         READ_ONLY,
     ),
+    "looks for a mount to write to": (  # also where the owner of the files would let it
+        "import importlib.util, os\n"
+        'seen = [__file__, "/artifact", os.__file__, importlib.util.find_spec("lm_eval").origin]\n'
+        'if all(os.statvfs(p).f_flag & os.ST_RDONLY for p in seen): raise LookupError("none")',
+        "LookupError: none",
+    ),
     "opens a socket": (
         'import socket; socket.create_connection(("127.0.0.1", {port}), timeout=5)',
         "OSError: .*unreachable|ConnectionRefusedError",
