@@ -10,25 +10,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from rdq import calibration as texts
 from rdq.coded import dequantize
 from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
-from rdq.importance import MODES, settings_of, statistics_of
-from rdq.matrices import Matrix, files, matrices, read, stored
-from rdq.modeling import load
+from rdq.importance import MODES, settings_of
+from rdq.matrices import Matrix, matrices, read, stored
 from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
 from rdq.report import Report, Row, config, copy_tokenizer, report
-from rdq.statistics import Statistics, Sums, collect
+from rdq.statistics import Statistics
+from rdq.ways import way_of
 from rdq.writing import Writer
 
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
-KL_VALUES = 1 << 28  # of reference predictions kept
 SAMPLED = 8
 THREADS = os.cpu_count() or 1
-FULL_PRECISION = 2 * 10**9  # bytes of weights: larger models run in the type that they are stored in
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,9 @@ class Options:
     seed: int = 0
     drift: float = 0.0
     """How far each matrix is moved to make up for the errors of the blocks before it: 0 (not) to 1."""
+    offload: Path | bool | None = None
+    """Whether weights stay in their files but for one block at a time (docs/rdq.md), and where its scratch
+    files go (``True``: TMPDIR). ``None``: models of more than 2 GB, where there is no GPU."""
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
@@ -57,10 +58,10 @@ class Compressor:
         """Reads the model and runs it over the calibration text. Raises RdqError for what cannot be."""
         self.folder, self.options, self.settings = model_dir, options, options.settings
         self.tensors = stored(model_dir)
-        self._model = model = _load(model_dir)
+        self._way = way_of(model_dir, options.offload, drift=options.drift > 0)
+        model = self._way.model
         self._prepared: dict[str, Prepared] = {}
         self._kept = 0
-        self._reference: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
         self.matrices = matrices(model, self.tensors)
         if not self.matrices:
             raise RdqError(f"{model_dir}: holds no matrix to quantize; name the folder of a language model")
@@ -70,12 +71,9 @@ class Compressor:
         last = max(1, len(sequences) // 8)
         self.held = sequences[-last:]  # what divergence is measured on; not calibrated on
         self.read_on = sequences[:-last] or sequences
-        sums: Sums | None = None
-        if options.mode != "data-free":
-            addresses = {matrix.address for matrix in self.matrices}
-            sensitivity = options.mode == "sensitivity"
-            sums = collect(model, self.read_on, addresses, sensitivity=sensitivity, seed=options.seed)
-        self.statistics = statistics_of(self.matrices, sums, options.mode, self.weight)
+        self.statistics = self._way.statistics(
+            self.matrices, self.read_on, options.mode, options.seed, self.weight
+        )
 
     def _sequences(self, model: PreTrainedModel) -> list[list[int]]:
         o = self.options
@@ -130,8 +128,8 @@ class Compressor:
 
     def drifted(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
         """As ``quantized``, but block after block, each made up for the errors of those before."""
-        streams = Streams(self._model, self.read_on)
-        groups = list(in_order(self._model, self.matrices))
+        streams = Streams(self._way.model, self.read_on)
+        groups = list(in_order(self._way.model, self.matrices))
         for number, group in groups:
             moments: dict[str, Moments] = {}
             if number is not None:
@@ -197,24 +195,4 @@ class Compressor:
 
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
-        if self._reference is None:
-            vocabulary = int(self._model.config.get_text_config().vocab_size)
-            most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
-            held = self.held[:most]
-            batches = [
-                torch.tensor(held[i : i + 8], device=self._model.device) for i in range(0, len(held), 8)
-            ]
-            self._reference = texts.predictions(self._model, batches), batches
-        model = load(folder, dtype=self._model.dtype).to(self._model.device)
-        return texts.divergence(self._reference[0], model, self._reference[1])
-
-
-def _load(folder: Path) -> PreTrainedModel:
-    try:
-        small = sum(path.stat().st_size for path in files(folder)) < FULL_PRECISION
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if small else "auto", local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return self._way.divergence(folder, self.held)
