@@ -167,6 +167,8 @@ class Unsuited(RdqError):
 def _or_refused(folder: Path, loaded: Callable[[], T]) -> T:
     try:
         return loaded()
+    except RdqError:
+        raise
     except (OSError, ValueError) as error:
         raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
 
