@@ -25,6 +25,7 @@ from rdq.ways import way_of
 from rdq.writing import Writer
 
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
+AT_ONCE = 8 << 30  # bytes that matrices quantized at the same time may need; one always may
 SAMPLED = 8
 THREADS = os.cpu_count() or 1
 
@@ -104,15 +105,19 @@ class Compressor:
         self._prepared, self._kept = {}, 0
 
     def quantized(self, c: float, every: int = 1) -> Iterator[tuple[Matrix, Quantized]]:
-        """Every matrix with the step constant ``c``, in order; as many at once as there are cores.
+        """Every matrix with the step constant ``c``, in order; as many at once as there are cores and
+        ``AT_ONCE`` allows.
 
         ``every``: quantize only each so many-th row, which is enough to tell how many bits all would take.
         """
         with ThreadPoolExecutor(THREADS) as pool:
             coming: deque[Future[Quantized]] = deque()
             for number, matrix in enumerate(self.matrices):
-                while number + len(coming) < len(self.matrices) and len(coming) < THREADS:
+                while len(coming) < THREADS and number + len(coming) < len(self.matrices):
                     following = self.matrices[number + len(coming)]
+                    under_way = self.matrices[number : number + len(coming) + 1]
+                    if coming and sum(map(_needed_bytes, under_way)) > AT_ONCE:
+                        break
                     coming.append(pool.submit(self._quantize, following, c, every))
                 yield matrix, coming.popleft().result()
 
@@ -196,3 +201,8 @@ class Compressor:
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
         return self._way.divergence(folder, self.held)
+
+
+def _needed_bytes(matrix: Matrix) -> int:
+    """About what quantizing it takes, measured: float64 copies of its weights, and of H."""
+    return 40 * matrix.rows * matrix.columns + 48 * matrix.columns**2
