@@ -26,6 +26,7 @@ EMBEDDING_FLOOR = 1.0  # added to the frequency of every token, in means
 COARSER = {"body": 1.0, "head": 1.3, "embedding": 1.7, "tied": 1.3}  # steps, measured (docs/rdq.md)
 OUTER_RANGE = 30.0  # of the steps of the rows of head and embedding
 EMBEDDING_DAMPING = 0.2
+SOME = 4096  # rows of a matrix that are float32 at a time
 FEW = 256  # tokens of its siblings that an expert's own statistics are mixed with
 
 Read = Callable[[Matrix], torch.Tensor]  # the weight as [rows, columns]
@@ -69,13 +70,12 @@ class Importance:
             known = _known(matrix, sums, families)
             if known is None:
                 continue
-            weight = self.read(matrix).float()
             if self.mode == "calibrated":
-                known.sensitivity = known.sensitivity / _output_power(known.hessian, weight)
+                known.sensitivity = known.sensitivity / _output_power(known.hessian, self.read(matrix))
             known.sensitivity = known.sensitivity / COARSER[matrix.kind] ** 2
             if matrix.kind == "body":
-                spread = float(known.hessian.diagonal().mean()) * float(weight.square().mean())
-                self._powers.append(float(known.sensitivity.mean()) * spread)
+                power = float(known.hessian.diagonal().mean()) * _power(self.read(matrix))
+                self._powers.append(float(known.sensitivity.mean()) * power)
             self.kept[matrix.name] = known
 
     def complete(self, matrices: Sequence[Matrix]) -> None:
@@ -156,12 +156,21 @@ def _families(matrices: Sequence[Matrix], sums: Sums) -> dict[str, list[Site]]:
 
 def _output_power(hessian: torch.Tensor, weight: torch.Tensor) -> float:
     """Mean of the squares of the outputs."""
-    weight = weight.float().cpu()
-    return max(float(((weight @ hessian.cpu()) * weight).sum(1).mean()), 1e-30)
+    hessian, total = hessian.cpu(), 0.0
+    for part in torch.split(weight, SOME):
+        part = part.float()
+        total += float(((part @ hessian) * part).sum(dtype=torch.float64))
+    return max(total / len(weight), 1e-30)
+
+
+def _power(weight: torch.Tensor) -> float:
+    """Mean of the squares of the weights."""
+    parts = torch.split(weight, SOME)
+    return sum(float(part.float().square().sum(dtype=torch.float64)) for part in parts) / weight.numel()
 
 
 def _unknown(matrix: Matrix, weight: torch.Tensor, usual: float) -> Statistics:
-    power = max(float(weight.float().square().mean()), 1e-30)
+    power = max(_power(weight), 1e-30)
     rows: NDArray[np.float64] = np.full(matrix.rows, usual / power)
     return Statistics(_identity(matrix.columns), rows)
 
