@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,9 +26,10 @@ from benchmarks.rdq_coding import gaussian
 from rdq.coding import encode
 from rdq.compress import Compressor, Options
 from rdq.importance import settings_of
-from rdq.matrices import matrices, stored
+from rdq.matrices import matrices, read, stored
 from rdq.modeling import load
-from rdq.quantize import prepare, quantize
+from rdq.quantize import Settings, prepare, quantize
+from rdq.statistics import Statistics
 from rdq.tables import Tables
 from rdq.writing import Writer
 
@@ -68,18 +70,15 @@ def divergence(folder: Path, scratch: Path, compressed: Path) -> None:
 
 def quantized(folder: Path) -> None:
     """The matrices of the first block, quantized with statistics of made-up inputs, then coded."""
-    model = LlamaForCausalLM.from_pretrained(folder, dtype="auto")
-    tensors = stored(folder)
-    made = Compressor.__new__(Compressor)
-    made.tensors = tensors
+    model, tensors = LlamaForCausalLM.from_pretrained(folder, dtype="auto"), stored(folder)
     found = [m for m in matrices(model, tensors) if ".layers.0." in m.name]
     del model
     times = dict.fromkeys(("prepare", "quantize", "encode"), 0.0)
     weights = 0
     for matrix in found:
         x = torch.randn(matrix.columns, matrix.columns)
-        known = _made_up(matrix.rows, x @ x.T / matrix.columns)
-        settings, weight = settings_of(matrix, made_settings()), made.weight(matrix)
+        known = Statistics(x @ x.T / matrix.columns, np.ones(matrix.rows))
+        settings, weight = settings_of(matrix, Settings()), read(tensors[matrix.name], matrix.name)
         prepared = timed(times, "prepare", lambda: prepare(known, settings))  # noqa: B023 - called at once
         c = 0.6 * float(weight.float().std()) / (prepared.row.mean() / prepared.innovation.mean())
         out = timed(times, "quantize", lambda: quantize(weight, prepared, c, settings))  # noqa: B023
@@ -88,18 +87,6 @@ def quantized(folder: Path) -> None:
         print(f"  {matrix.name}: {8 * out.predicted_bytes / weight.numel():.2f} bits", flush=True)
     for name, seconds in times.items():
         print(f"  {name}: {seconds:.1f} CPU s for {weights / 1e6:.1f} M weights", flush=True)
-
-
-def made_settings() -> Any:
-    return Options().settings
-
-
-def _made_up(rows: int, hessian: torch.Tensor) -> Any:
-    import numpy as np
-
-    from rdq.statistics import Statistics
-
-    return Statistics(hessian, np.ones(rows))
 
 
 def timed(times: dict[str, float], name: str, work: Callable[[], Any]) -> Any:

@@ -109,7 +109,7 @@ class Offloaded:
             scratch.mkdir(parents=True, exist_ok=True)
         self._scratch = tempfile.TemporaryDirectory(prefix="rdq-", dir=scratch)
         self._dtype = torch.float32 if _small(folder) else torch.bfloat16
-        self._walk = _or_refused(folder, lambda: self._walk_of(folder, "original"))
+        self._walk = _or_refused(folder, lambda: self._walk_of(folder))
         self.model = self._walk.chain.model
         self._reference: Path | None = None
 
@@ -117,7 +117,7 @@ class Offloaded:
         self, matrices: Sequence[Matrix], sequences: Sequences, mode: str, seed: int, read: Read
     ) -> MutableMapping[str, Statistics]:
         self._walk.maps.release()  # what was used to write text
-        shelf = Shelf(self._folder("hessians"))
+        shelf = Shelf(Path(tempfile.mkdtemp(prefix="hessians-", dir=self._scratch.name)))
         importance = Importance(mode, read, shelf)
         if mode != "data-free":
             addresses = {matrix.address for matrix in matrices}
@@ -138,7 +138,7 @@ class Offloaded:
         total, count = 0.0, 0
         with tempfile.TemporaryDirectory(dir=self._scratch.name) as name, self._reference.open("rb") as file:
             _unpack(folder, Path(name), self._dtype)
-            for logits in self._walk_of(Path(name), Path(name).name + "-walk").logits(groups):
+            for logits in self._walk_of(Path(name)).logits(groups):
                 after = logits.log_softmax(-1)
                 before = torch.frombuffer(bytearray(file.read(after.nbytes)), dtype=torch.float32)
                 before = before.reshape(after.shape)
@@ -146,13 +146,8 @@ class Offloaded:
                 count += len(after)
         return total / count
 
-    def _folder(self, name: str) -> Path:
-        made = Path(self._scratch.name) / name
-        made.mkdir()
-        return made
-
-    def _walk_of(self, folder: Path, name: str) -> Walk:
-        scratch = self._folder(name)
+    def _walk_of(self, folder: Path) -> Walk:
+        scratch = Path(tempfile.mkdtemp(prefix="model-", dir=self._scratch.name))
         model, maps = load_mapped(folder, files(folder), scratch)
         try:
             return Walk(Chain(model), maps, scratch)
