@@ -109,7 +109,7 @@ class Offloaded:
             scratch.mkdir(parents=True, exist_ok=True)
         self._scratch = tempfile.TemporaryDirectory(prefix="rdq-", dir=scratch)
         self._dtype = torch.float32 if _small(folder) else torch.bfloat16
-        self._walk = _or_refused(folder, lambda: self._walk_of(folder))
+        self._walk = _or_refused(folder, lambda: self._walk_of(folder, Path(self._scratch.name)))
         self.model = self._walk.chain.model
         self._reference: Path | None = None
 
@@ -138,7 +138,7 @@ class Offloaded:
         total, count = 0.0, 0
         with tempfile.TemporaryDirectory(dir=self._scratch.name) as name, self._reference.open("rb") as file:
             _unpack(folder, Path(name), self._dtype)
-            for logits in self._walk_of(Path(name)).logits(groups):
+            for logits in self._walk_of(Path(name), Path(name)).logits(groups):
                 after = logits.log_softmax(-1)
                 before = torch.frombuffer(bytearray(file.read(after.nbytes)), dtype=torch.float32)
                 before = before.reshape(after.shape)
@@ -146,8 +146,8 @@ class Offloaded:
                 count += len(after)
         return total / count
 
-    def _walk_of(self, folder: Path) -> Walk:
-        scratch = Path(tempfile.mkdtemp(prefix="model-", dir=self._scratch.name))
+    def _walk_of(self, folder: Path, within: Path) -> Walk:
+        scratch = Path(tempfile.mkdtemp(prefix="model-", dir=within))
         model, maps = load_mapped(folder, files(folder), scratch)
         try:
             return Walk(Chain(model), maps, scratch)
