@@ -17,9 +17,9 @@ from rdq.coded import dequantize
 from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
 from rdq.importance import MODES, settings_of, statistics_of
-from rdq.matrices import Matrix, files, matrices, read, stored
+from rdq.matrices import Matrix, files, matrices, read, stored, weight
 from rdq.modeling import load
-from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
+from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize, some_rows
 from rdq.report import Report, Row, config, copy_tokenizer, report
 from rdq.statistics import Statistics, Sums, collect
 from rdq.writing import Writer
@@ -72,7 +72,7 @@ class Compressor:
         self.read_on = sequences[:-last] or sequences
         sums: Sums | None = None
         if options.mode != "data-free":
-            addresses = {matrix.address for matrix in self.matrices}
+            addresses = {part.address for matrix in self.matrices for part in matrix.parts}
             sensitivity = options.mode == "sensitivity"
             sums = collect(model, self.read_on, addresses, sensitivity=sensitivity, seed=options.seed)
         self.statistics = statistics_of(self.matrices, sums, options.mode, self.weight)
@@ -89,8 +89,7 @@ class Compressor:
 
     def weight(self, matrix: Matrix) -> torch.Tensor:
         """As [rows, columns]."""
-        tensor = read(self.tensors[matrix.name], matrix.name)
-        return tensor.T if matrix.turned else tensor
+        return weight(self.tensors, matrix)
 
     def _prepare(self, matrix: Matrix) -> Prepared:
         if matrix.name in self._prepared:
@@ -119,12 +118,12 @@ class Compressor:
                 yield matrix, coming.popleft().result()
 
     def _quantize(self, matrix: Matrix, c: float, every: int) -> Quantized:
-        weight, prepared = self.weight(matrix), self._prepare(matrix)
+        values, prepared = self.weight(matrix), self._prepare(matrix)
         if every > 1:
-            rows = slice(every // 2 if every < matrix.rows else 0, None, every)
-            weight, prepared = weight[rows], replace(prepared, row=prepared.row[rows])
+            values = some_rows(values, len(prepared.innovation), every)
+            prepared = prepared.every(every)
         try:
-            return quantize(weight, prepared, c, settings_of(matrix, self.settings))
+            return quantize(values, prepared, c, settings_of(matrix, self.settings))
         except RdqError as error:
             raise RdqError(f"{matrix.name}: {error}") from None
 
@@ -153,8 +152,8 @@ class Compressor:
         settings = settings_of(matrix, self.settings)
         known = self.statistics[matrix.name]
         prepared = prepare(Statistics(moments.mixed(known.hessian), known.sensitivity), settings)
-        weight = self.weight(matrix).to(moments.own.device)
-        return quantize(moments.corrected(weight, self.options.drift), prepared, c, settings)
+        values = self.weight(matrix).to(moments.own.device)
+        return quantize(moments.corrected(values, self.options.drift), prepared, c, settings)
 
     def estimated_bits(self, c: float) -> float:
         """About how many bits per weight ``c`` would take, from one row in ``SAMPLED``."""
@@ -178,7 +177,9 @@ class Compressor:
                 if name not in names and not (self.tied and name == "lm_head.weight"):
                     writer.add_plain(name, read(path, name))
             for matrix, found in self.drifted(c) if self.options.drift else self.quantized(c):
-                writer.add_matrix(matrix.name, found.coded, transposed=matrix.turned)
+                writer.add_matrix(
+                    matrix.name, found.coded, stack=max(1, len(matrix.stack)), transposed=matrix.turned
+                )
                 predicted[matrix.name] = matrix, found.predicted_bytes
             written = writer.close(config(self.folder))
         copy_tokenizer(self.folder, out)
@@ -215,6 +216,7 @@ def _load(folder: Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if small else "auto", local_files_only=True
         )
+        model.set_experts_implementation("eager")  # one by one, so that the inputs of each are seen
     except (OSError, ValueError) as error:
         raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
