@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rdq import calibration as texts
+from rdq import damping
 from rdq.coded import dequantize
 from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
@@ -27,6 +28,8 @@ from rdq.writing import Writer
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
 KL_VALUES = 1 << 28  # of reference predictions kept
 SAMPLED = 8
+START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
+"""The step constant to begin with, by mode: about that of 3 bits."""
 THREADS = os.cpu_count() or 1
 FULL_PRECISION = 2 * 10**9  # bytes of weights: larger models run in the type that they are stored in
 
@@ -43,9 +46,13 @@ class Options:
     seed: int = 0
     drift: float = 0.0
     """How far each matrix is moved to make up for the errors of the blocks before it: 0 (not) to 1."""
+    damping: float | None = None
+    """Added to the diagonal of each H, in means of it; ``None``: measured on the sequences held back."""
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
+        if self.damping is not None and not 0 < self.damping <= 1:
+            raise RdqError(f"damping: {self.damping} is not above 0 and at most 1; write 0.01")
         if self.mode not in MODES:
             raise RdqError(f"mode: '{self.mode}' is unknown; write one of {', '.join(MODES)}")
 
@@ -70,12 +77,29 @@ class Compressor:
         last = max(1, len(sequences) // 8)
         self.held = sequences[-last:]  # what divergence is measured on; not calibrated on
         self.read_on = sequences[:-last] or sequences
+        self.statistics = self._statistics(self.matrices, self.read_on, options.mode)
+        self.settings = replace(self.settings, damping=self._damping(len(sequences)))
+
+    def _statistics(
+        self, some: Sequence[Matrix], sequences: Sequence[Sequence[int]], mode: str
+    ) -> dict[str, Statistics]:
         sums: Sums | None = None
-        if options.mode != "data-free":
-            addresses = {part.address for matrix in self.matrices for part in matrix.parts}
-            sensitivity = options.mode == "sensitivity"
-            sums = collect(model, self.read_on, addresses, sensitivity=sensitivity, seed=options.seed)
-        self.statistics = statistics_of(self.matrices, sums, options.mode, self.weight)
+        if mode != "data-free":
+            addresses = {part.address for matrix in some for part in matrix.parts}
+            sensitivity, seed = mode == "sensitivity", self.options.seed
+            sums = collect(self._model, sequences, addresses, sensitivity=sensitivity, seed=seed)
+        return statistics_of(some, sums, mode, self.weight)
+
+    def _damping(self, sequences: int) -> float:
+        if self.options.damping is not None:
+            return self.options.damping
+        if self.options.mode == "data-free" or sequences < 2:  # nothing was held back
+            return self.settings.damping
+        return damping.chosen(
+            self.matrices, self.statistics, self.weight,
+            lambda some: self._statistics(some, self.held, "calibrated"), START[self.options.mode],
+            self.settings,
+        )  # fmt: skip
 
     def _sequences(self, model: PreTrainedModel) -> list[list[int]]:
         o = self.options
