@@ -41,13 +41,13 @@ Point = tuple[float, float]  # divergence, bytes
 class Variant:
     """``change`` gets a copy of the compressor and a scratch folder; what it returns is added to the bytes.
 
-    ``finer``: by how much the step constants must be smaller for like divergences.
+    ``scale``: what the step constants are multiplied by, for like divergences.
     """
 
     name: str
     settings: Settings = Settings()  # noqa: RUF009 - frozen
     change: Callable[[Compressor, Path], float] = lambda compressor, scratch: 0.0
-    finer: float = 1.0
+    scale: float = 1.0
 
 
 def _even_rows(compressor: Compressor, _: Path) -> float:
@@ -102,17 +102,17 @@ def _with_drift(compressor: Compressor, _: Path) -> float:
 
 
 VARIANTS = (
-    Variant("no error feedback", Settings(feedback=False), finer=0.5),
+    Variant("no error feedback", Settings(feedback=False), scale=1.3),
     Variant("no rate term (nearest point)", Settings(kappa=0.0)),
     Variant("trellis of 4 states", Settings(states=4)),
-    Variant("scalar quantizer (1 state)", Settings(states=1), finer=2.0),
+    Variant("scalar quantizer (1 state)", Settings(states=1), scale=1.4),
     Variant("one pass, Gaussian code lengths", Settings(passes=1)),
     Variant("no steps by row", change=_even_rows),
-    Variant("steps by row in full, not by half", Settings(row_part=1.0)),
-    Variant("each matrix on its own instead of one trade-off", change=_by_output_power, finer=1000.0),
+    Variant("each matrix on its own instead of one trade-off", change=_by_output_power, scale=1000.0),
     Variant("embedding and lm_head in 16 bits", change=_outer_as_it_is),
     Variant("embedding and lm_head in 8 bits, rounded", change=_outer_in_eight_bits),
     Variant("with `drift: 0.5`", change=_with_drift),
+    Variant("steps by row in full, not by half", Settings(row_part=1.0)),
 )
 
 
@@ -124,7 +124,7 @@ def curve(compressor: Compressor, variant: Variant, scratch: Path) -> list[Point
     more = variant.change(changed, scratch)
     points = []
     for step in STEPS:
-        report = _compressed(changed, step * variant.finer, scratch)
+        report = _compressed(changed, step * variant.scale, scratch)
         points.append((report.kl or 0.0, report.weight_bytes + more))
     return points
 
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("calibration", type=Path)
     made.add_argument("heldout", type=Path)
     made.add_argument("--samples", type=int, default=64, help="calibration sequences of a repeat")
-    made.add_argument("--held", type=int, default=64, help="sequences that divergence is measured on")
+    made.add_argument("--held", type=int, default=32, help="sequences that divergence is measured on")
     made.add_argument("--repeats", type=int, default=3)
     given = made.parse_args(arguments)
     torch.set_num_threads(1)

@@ -1,8 +1,9 @@
 """Damping of the model's matrices chosen by measuring: the one whose codes cost least at equal divergence.
 
 Damping keeps the error feedback from trusting H where little text was seen, and how much of it is right
-depends on how much text there was. So it is judged by an H of sequences that were not calibrated on: some rows
-of some matrices are quantized with each, and what they lose there is set off against the bits that they take.
+depends on how much text there was. So it is judged by an H of sequences that were not calibrated on: some
+rows of some matrices are quantized with each, and what they lose there is set off against the bits that they
+take.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ CHOICES = 0.003, 0.01, 0.03, 0.1
 USUAL = 1  # the place of the one that is kept where nothing is measured
 MATRICES = 10  # that are tried
 ROWS = 32  # of each
+MARGIN = 0.01  # bits per weight that another than the usual one must save: less is noise
 WIDER = 2**0.25  # by how much steps differ from which the worth of a bit is read
 
 Fresh = Callable[[Sequence[Matrix]], Mapping[str, Statistics]]
@@ -47,7 +49,7 @@ def chosen(
         return CHOICES[USUAL]
     some = [body[i] for i in _spaced(len(body), MATRICES)]
     other = fresh(some)
-    total = np.zeros(len(CHOICES))
+    total, weights = np.zeros(len(CHOICES)), 0
     for matrix in some:
         found = costs(
             read(matrix),
@@ -57,7 +59,9 @@ def chosen(
             settings_of(matrix, settings),
         )
         total += matrix.rows * matrix.columns * found
-    return CHOICES[int(np.argmin(total))]
+        weights += matrix.rows * matrix.columns
+    least = int(np.argmin(total))
+    return CHOICES[least if total[least] < -MARGIN * weights else USUAL]
 
 
 def costs(

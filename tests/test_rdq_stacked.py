@@ -66,19 +66,18 @@ def test_each_weight_of_a_stack_is_watched_on_its_own() -> None:
 
 def samples(count: int, seed: int) -> torch.Tensor:
     """An estimate of one H, that of inputs which 12 directions make up, from so many tokens."""
-    inputs = noise(count, 12, seed=seed) @ noise(12, 64, seed=99) + 0.2 * noise(count, 64, seed=seed + 50)
+    inputs = noise(count, 12, seed=seed) @ noise(12, 64, seed=99) + noise(count, 64, seed=seed + 50)
     return inputs.T @ inputs / count
 
 
-@pytest.mark.parametrize(("tokens", "least", "most"), [(40, 0.03, 0.1), (20_000, 0.003, 0.01)])
-def test_the_less_text_the_more_damping(tokens: int, least: float, most: float) -> None:
+@pytest.mark.parametrize(("tokens", "best"), [(40, 0.1), (20_000, 0.01)])
+def test_little_text_needs_more_damping(tokens: int, best: float) -> None:
     weight, usual = noise(96, 64, seed=7), Settings()
     seen, fresh = (Statistics(samples(n, seed), np.ones(96)) for n, seed in ((tokens, 1), (20_000, 2)))
-    found = costs(weight, seen, fresh.hessian, 0.05, usual)
+    found = costs(weight, seen, fresh.hessian, 0.3, usual)
     assert found[USUAL] == 0
-    assert least <= CHOICES[int(found.argmin())] <= most
+    assert (found.min() < -0.3) == (tokens == 40)
     matrix = Matrix("one.weight", (96, 64), "body")
-    named = {"one.weight": seen}
-    pick = chosen([matrix], named, lambda _: weight, lambda _: {"one.weight": fresh}, 0.05, usual)
-    assert pick == CHOICES[int(found.argmin())]
-    assert chosen([], {}, lambda _: weight, lambda _: {}, 0.05, usual) == CHOICES[USUAL]
+    told = {"one.weight": fresh}
+    assert chosen([matrix], {"one.weight": seen}, lambda _: weight, lambda _: told, 0.3, usual) == best
+    assert chosen([], {}, lambda _: weight, lambda _: {}, 0.3, usual) == CHOICES[USUAL]
