@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         "by themselves, in TMPDIR",
     )
     where.add_argument("--in-memory", dest="offload", action="store_const", const=False)
+    verb.add_argument(
+        "--damping", type=float, help="of the inputs' products, in means; default: measured on held-back text"
+    )
     verb.add_argument("--report", type=Path, metavar="FILE", help="JSON: bytes of every tensor")
     return made
 
@@ -104,6 +107,7 @@ def _compress(arguments: argparse.Namespace) -> list[Report]:
         seed=arguments.seed,
         drift=arguments.drift,
         offload=arguments.offload,
+        damping=arguments.damping,
     )
     session = Session(arguments.model, options)
     if arguments.budget is None:

@@ -29,6 +29,8 @@ EMBEDDING_DAMPING = 0.2
 SOME = 4096  # rows of a matrix that are float32 at a time
 FEW = 256  # tokens of its siblings that an expert's own statistics are mixed with
 
+_EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)|(?<=\[)\d+(?=\]$)")
+
 Read = Callable[[Matrix], torch.Tensor]  # the weight as [rows, columns]
 
 
@@ -65,25 +67,40 @@ class Importance:
         """``matrices``: all those whose sites may be in ``sums``, and all their siblings."""
         if self.mode == "data-free":
             return
-        families = _families(matrices, sums)
+        families = _families([part for matrix in matrices for part in matrix.parts], sums)
         for matrix in matrices:
-            known = _known(matrix, sums, families)
-            if known is None:
-                continue
-            if self.mode == "calibrated":
-                known.sensitivity = known.sensitivity / _output_power(known.hessian, self.read(matrix))
-            known.sensitivity = known.sensitivity / COARSER[matrix.kind] ** 2
-            if matrix.kind == "body":
-                power = float(known.hessian.diagonal().mean()) * _power(self.read(matrix))
-                self._powers.append(float(known.sensitivity.mean()) * power)
-            self.kept[matrix.name] = known
+            own = [self._of_part(part, sums, families) for part in matrix.parts]
+            known = [one for one in own if one is not None]
+            if len(known) == len(own):
+                self.kept[matrix.name] = _together(known)
+
+    def _of_part(self, part: Matrix, sums: Sums, families: Mapping[str, list[Site]]) -> Statistics | None:
+        known = _known(part, sums, families)
+        if known is None:
+            return None
+        if self.mode == "calibrated":
+            known.sensitivity = known.sensitivity / _output_power(known.hessian, self.read(part))
+        known.sensitivity = known.sensitivity / COARSER[part.kind] ** 2
+        if part.kind == "body":
+            power = float(known.hessian.diagonal().mean()) * _power(self.read(part))
+            self._powers.append(float(known.sensitivity.mean()) * power)
+        return known
 
     def complete(self, matrices: Sequence[Matrix]) -> None:
         """Those of ``matrices`` that no token reached matter as much, by their power, as the median."""
         usual = float(np.median(self._powers)) if self._powers else 1.0
         for matrix in matrices:
             if matrix.name not in self.kept:
-                self.kept[matrix.name] = _unknown(matrix, self.read(matrix), usual)
+                own = [_unknown(part, self.read(part), usual) for part in matrix.parts]
+                self.kept[matrix.name] = _together(own)
+
+
+def _together(parts: Sequence[Statistics]) -> Statistics:
+    """Those of a stack; of anything else, its own."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = np.concatenate([part.sensitivity for part in parts])
+    return Statistics(torch.stack([part.hessian for part in parts]), rows)
 
 
 def _known(matrix: Matrix, sums: Sums, families: Mapping[str, list[Site]]) -> Statistics | None:
@@ -141,8 +158,9 @@ def _of_look(matrix: Matrix, sums: Sums) -> Statistics | None:
 
 
 def _family(name: str) -> str:
-    """The name without the numbers of experts; empty for any other matrix."""
-    return re.sub(r"\bexperts\.\d+\.", "experts.*.", name) if re.search(r"\bexperts\.\d+\.", name) else ""
+    """The name without the number of the expert; empty for any other matrix."""
+    found, count = _EXPERT.subn("*", name)
+    return found if count else ""
 
 
 def _families(matrices: Sequence[Matrix], sums: Sums) -> dict[str, list[Site]]:

@@ -80,6 +80,7 @@ def load_mapped(folder: Path, files: Iterable[Path], scratch: Path) -> tuple[Pre
         model: PreTrainedModel = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=largest.dtype
         )
+    model.set_experts_implementation("eager")  # one by one, so that the inputs of each are seen
     maps.release()
     return model.eval(), maps
 

@@ -80,6 +80,7 @@ class InMemory:
             folder,
             lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True),
         )
+        model.set_experts_implementation("eager")  # one by one, so that the inputs of each are seen
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._reference: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
@@ -88,7 +89,7 @@ class InMemory:
     ) -> MutableMapping[str, Statistics]:
         sums: Sums | None = None
         if mode != "data-free":
-            addresses = {matrix.address for matrix in matrices}
+            addresses = {part.address for matrix in matrices for part in matrix.parts}
             sums = collect(self.model, sequences, addresses, sensitivity=mode == "sensitivity", seed=seed)
         return statistics_of(matrices, sums, mode, read)
 
@@ -120,7 +121,7 @@ class Offloaded:
         shelf = Shelf(Path(tempfile.mkdtemp(prefix="hessians-", dir=self._scratch.name)))
         importance = Importance(mode, read, shelf)
         if mode != "data-free":
-            addresses = {matrix.address for matrix in matrices}
+            addresses = {part.address for matrix in matrices for part in matrix.parts}
             parts = self._walk.sums(sequences, addresses, sensitivity=mode == "sensitivity", seed=seed)
             for parameters, sums in parts:
                 importance.add([matrix for matrix in matrices if _within(parameters, matrix)], sums)
