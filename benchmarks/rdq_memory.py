@@ -57,7 +57,9 @@ def make(folder: Path, layers: int) -> None:
 def statistics(folder: Path, offload: Path | bool) -> Compressor:
     tokens = torch.randint(10**9, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
     vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    return Compressor(folder, Options(calibration=(tokens % vocabulary).tolist(), offload=offload))
+    return Compressor(
+        folder, Options(calibration=(tokens % vocabulary).tolist(), damping=0.01, offload=offload)
+    )
 
 
 def divergence(folder: Path, scratch: Path, compressed: Path) -> None:

@@ -23,13 +23,12 @@ from rdq.matrices import files
 from rdq.shelf import Pages, Shelf
 from rdq.statistics import Statistics
 from rdq.ways import InMemory, Offloaded, way_of
-from tests.test_rdq_compress import EMBEDDED, TEXT, gpt2, mixtral, small, written
+from tests.test_rdq_architectures import FAMILIES
+from tests.test_rdq_architectures import written as of_family
+from tests.test_rdq_compress import EMBEDDED, TEXT, mixtral, small, written
 
 pytestmark = pytest.mark.backend
 
-MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
-    "plain": lambda: small(False), "tied": lambda: small(True), "gpt2": gpt2, "mixtral": mixtral,
-}  # fmt: skip
 ROUGH = 1e-3  # of the largest value: both ways compute in float32, but sum in another order
 TOKENS = torch.randint(200, (9, 33), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -40,14 +39,11 @@ def apart(one: np.ndarray | torch.Tensor, other: np.ndarray | torch.Tensor) -> f
     return float((first - second).abs().max() / second.abs().max())
 
 
-@pytest.mark.parametrize("mode", ["sensitivity", "calibrated", "data-free"])
-@pytest.mark.parametrize("kind", list(MAKERS))
-def test_statistics_are_the_same_both_ways(kind: str, mode: str, tmp_path: Path) -> None:
-    written(MAKERS[kind](), tmp_path / "model")
+def same_statistics(folder: Path, mode: str, scratch: Path) -> None:
     lengths = [ids[:20] if n % 4 == 1 else ids for n, ids in enumerate(TOKENS)]
-    options: dict[str, Any] = {"mode": mode, "calibration": lengths}
-    there = Compressor(tmp_path / "model", Options(**options, offload=tmp_path / "scratch"))
-    here = Compressor(tmp_path / "model", Options(**options, offload=False))
+    options: dict[str, Any] = {"mode": mode, "calibration": lengths, "damping": 0.01}
+    there = Compressor(folder, Options(**options, offload=scratch))
+    here = Compressor(folder, Options(**options, offload=False))
     assert [m.name for m in there.matrices] == [m.name for m in here.matrices]
     assert set(there.statistics) == set(here.statistics) == {m.name for m in here.matrices}
     for name, known in here.statistics.items():
@@ -55,11 +51,23 @@ def test_statistics_are_the_same_both_ways(kind: str, mode: str, tmp_path: Path)
         assert apart(there.statistics[name].sensitivity, known.sensitivity) < ROUGH, name
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_are_the_same_both_ways(family: str, tmp_path: Path) -> None:
+    of_family(family, tmp_path / "model")
+    same_statistics(tmp_path / "model", "sensitivity", tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("mode", ["sensitivity", "calibrated", "data-free"])
+def test_statistics_of_tied_weights_are_the_same(mode: str, tmp_path: Path) -> None:
+    written(small(True), tmp_path / "model")
+    same_statistics(tmp_path / "model", mode, tmp_path / "scratch")
+
+
 @pytest.mark.parametrize("kind", ["embedded", "mixtral"])
 def test_what_is_written_is_as_good_both_ways(kind: str, tmp_path: Path) -> None:
-    folder, options = EMBEDDED, {"calibration": TEXT, "samples": 16}
+    folder, options = EMBEDDED, {"calibration": TEXT, "samples": 16, "damping": 0.01}
     if kind == "mixtral":
-        folder, options = tmp_path / "model", {"calibration": TOKENS}
+        folder, options = tmp_path / "model", {"calibration": TOKENS, "damping": 0.01}
         written(mixtral(), folder)
     reports = []
     for name, offload in (("there", tmp_path / "scratch"), ("here", False)):
@@ -124,7 +132,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Pages, "put", watched)
     monkeypatch.setattr(rdq.ways, "load_mapped", noted)
-    made = Compressor(tmp_path / "model", Options(calibration=TOKENS[:4], offload=tmp_path))
+    made = Compressor(tmp_path / "model", Options(calibration=TOKENS[:4], damping=0.01, offload=tmp_path))
     weights = 4 * (4 * 256**2 + 3 * 256 * 1024)
     hessians = 4 * (3 * 256**2 + 1024**2)
     assert weights + hessians < most < 1.2 * (weights + hessians)
