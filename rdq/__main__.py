@@ -66,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="PART",
         help="make up for the blocks before: 0 to 1, try 0.5",
     )
+    verb.add_argument(
+        "--damping", type=float, help="of the inputs' products, in means; default: measured on held-back text"
+    )
     verb.add_argument("--report", type=Path, metavar="FILE", help="JSON: bytes of every tensor")
     return made
 
@@ -94,6 +97,7 @@ def _compress(arguments: argparse.Namespace) -> list[Report]:
         length=arguments.length,
         seed=arguments.seed,
         drift=arguments.drift,
+        damping=arguments.damping,
     )
     session = Session(arguments.model, options)
     if arguments.budget is None:

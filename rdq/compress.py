@@ -13,13 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rdq import calibration as texts
+from rdq import damping
 from rdq.coded import dequantize
 from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
 from rdq.importance import MODES, settings_of, statistics_of
-from rdq.matrices import Matrix, files, matrices, read, stored
+from rdq.matrices import Matrix, files, matrices, read, stored, weight
 from rdq.modeling import load
-from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
+from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize, some_rows
 from rdq.report import Report, Row, config, copy_tokenizer, report
 from rdq.statistics import Statistics, Sums, collect
 from rdq.writing import Writer
@@ -27,6 +28,8 @@ from rdq.writing import Writer
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
 KL_VALUES = 1 << 28  # of reference predictions kept
 SAMPLED = 8
+START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
+"""The step constant to begin with, by mode: about that of 3 bits."""
 THREADS = os.cpu_count() or 1
 FULL_PRECISION = 2 * 10**9  # bytes of weights: larger models run in the type that they are stored in
 
@@ -43,9 +46,13 @@ class Options:
     seed: int = 0
     drift: float = 0.0
     """How far each matrix is moved to make up for the errors of the blocks before it: 0 (not) to 1."""
+    damping: float | None = None
+    """Added to the diagonal of each H, in means of it; ``None``: measured on the sequences held back."""
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
+        if self.damping is not None and not 0 < self.damping <= 1:
+            raise RdqError(f"damping: {self.damping} is not above 0 and at most 1; write 0.01")
         if self.mode not in MODES:
             raise RdqError(f"mode: '{self.mode}' is unknown; write one of {', '.join(MODES)}")
 
@@ -70,12 +77,29 @@ class Compressor:
         last = max(1, len(sequences) // 8)
         self.held = sequences[-last:]  # what divergence is measured on; not calibrated on
         self.read_on = sequences[:-last] or sequences
+        self.statistics = self._statistics(self.matrices, self.read_on, options.mode)
+        self.settings = replace(self.settings, damping=self._damping(len(sequences)))
+
+    def _statistics(
+        self, some: Sequence[Matrix], sequences: Sequence[Sequence[int]], mode: str
+    ) -> dict[str, Statistics]:
         sums: Sums | None = None
-        if options.mode != "data-free":
-            addresses = {matrix.address for matrix in self.matrices}
-            sensitivity = options.mode == "sensitivity"
-            sums = collect(model, self.read_on, addresses, sensitivity=sensitivity, seed=options.seed)
-        self.statistics = statistics_of(self.matrices, sums, options.mode, self.weight)
+        if mode != "data-free":
+            addresses = {part.address for matrix in some for part in matrix.parts}
+            sensitivity, seed = mode == "sensitivity", self.options.seed
+            sums = collect(self._model, sequences, addresses, sensitivity=sensitivity, seed=seed)
+        return statistics_of(some, sums, mode, self.weight)
+
+    def _damping(self, sequences: int) -> float:
+        if self.options.damping is not None:
+            return self.options.damping
+        if self.options.mode == "data-free" or sequences < 2:  # nothing was held back
+            return self.settings.damping
+        return damping.chosen(
+            self.matrices, self.statistics, self.weight,
+            lambda some: self._statistics(some, self.held, "calibrated"), START[self.options.mode],
+            self.settings,
+        )  # fmt: skip
 
     def _sequences(self, model: PreTrainedModel) -> list[list[int]]:
         o = self.options
@@ -89,8 +113,7 @@ class Compressor:
 
     def weight(self, matrix: Matrix) -> torch.Tensor:
         """As [rows, columns]."""
-        tensor = read(self.tensors[matrix.name], matrix.name)
-        return tensor.T if matrix.turned else tensor
+        return weight(self.tensors, matrix)
 
     def _prepare(self, matrix: Matrix) -> Prepared:
         if matrix.name in self._prepared:
@@ -119,12 +142,12 @@ class Compressor:
                 yield matrix, coming.popleft().result()
 
     def _quantize(self, matrix: Matrix, c: float, every: int) -> Quantized:
-        weight, prepared = self.weight(matrix), self._prepare(matrix)
+        values, prepared = self.weight(matrix), self._prepare(matrix)
         if every > 1:
-            rows = slice(every // 2 if every < matrix.rows else 0, None, every)
-            weight, prepared = weight[rows], replace(prepared, row=prepared.row[rows])
+            values = some_rows(values, len(prepared.innovation), every)
+            prepared = prepared.every(every)
         try:
-            return quantize(weight, prepared, c, settings_of(matrix, self.settings))
+            return quantize(values, prepared, c, settings_of(matrix, self.settings))
         except RdqError as error:
             raise RdqError(f"{matrix.name}: {error}") from None
 
@@ -153,8 +176,8 @@ class Compressor:
         settings = settings_of(matrix, self.settings)
         known = self.statistics[matrix.name]
         prepared = prepare(Statistics(moments.mixed(known.hessian), known.sensitivity), settings)
-        weight = self.weight(matrix).to(moments.own.device)
-        return quantize(moments.corrected(weight, self.options.drift), prepared, c, settings)
+        values = self.weight(matrix).to(moments.own.device)
+        return quantize(moments.corrected(values, self.options.drift), prepared, c, settings)
 
     def estimated_bits(self, c: float) -> float:
         """About how many bits per weight ``c`` would take, from one row in ``SAMPLED``."""
@@ -178,7 +201,9 @@ class Compressor:
                 if name not in names and not (self.tied and name == "lm_head.weight"):
                     writer.add_plain(name, read(path, name))
             for matrix, found in self.drifted(c) if self.options.drift else self.quantized(c):
-                writer.add_matrix(matrix.name, found.coded, transposed=matrix.turned)
+                writer.add_matrix(
+                    matrix.name, found.coded, stack=max(1, len(matrix.stack)), transposed=matrix.turned
+                )
                 predicted[matrix.name] = matrix, found.predicted_bytes
             written = writer.close(config(self.folder))
         copy_tokenizer(self.folder, out)
@@ -215,6 +240,7 @@ def _load(folder: Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if small else "auto", local_files_only=True
         )
+        model.set_experts_implementation("eager")  # one by one, so that the inputs of each are seen
     except (OSError, ValueError) as error:
         raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

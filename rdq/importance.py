@@ -27,6 +27,8 @@ OUTER_RANGE = 30.0  # of the steps of the rows of head and embedding
 EMBEDDING_DAMPING = 0.2
 FEW = 256  # tokens of its siblings that an expert's own statistics are mixed with
 
+_EXPERT = re.compile(r"(?<=\bexperts\.)\d+(?=\.)|(?<=\[)\d+(?=\]$)")
+
 Read = Callable[[Matrix], torch.Tensor]  # the weight as [rows, columns]
 
 
@@ -42,6 +44,18 @@ def statistics_of(
     matrices: Sequence[Matrix], sums: Sums | None, mode: str, read: Read
 ) -> dict[str, Statistics]:
     """Name -> statistics. Without ``sums`` the mode is ``data-free``, whatever it says."""
+    parts = [part for matrix in matrices for part in matrix.parts]
+    found = _of_each(parts, sums, mode, read)
+    for matrix in matrices:
+        if matrix.stack:
+            own = [found.pop(part.name) for part in matrix.parts]
+            rows = np.concatenate([one.sensitivity for one in own])
+            found[matrix.name] = Statistics(torch.stack([one.hessian for one in own]), rows)
+    return found
+
+
+def _of_each(matrices: Sequence[Matrix], sums: Sums | None, mode: str, read: Read) -> dict[str, Statistics]:
+    """As ``statistics_of``, of matrices none of which is a stack."""
     if sums is None or mode == "data-free":
         return {matrix.name: _unknown(matrix, read(matrix), 1.0) for matrix in matrices}
     families = _families(matrices, sums)
@@ -114,8 +128,9 @@ def _of_look(matrix: Matrix, sums: Sums) -> Statistics | None:
 
 
 def _family(name: str) -> str:
-    """The name without the numbers of experts; empty for any other matrix."""
-    return re.sub(r"\bexperts\.\d+\.", "experts.*.", name) if re.search(r"\bexperts\.\d+\.", name) else ""
+    """The name without the number of the expert; empty for any other matrix."""
+    found, count = _EXPERT.subn("*", name)
+    return found if count else ""
 
 
 def _families(matrices: Sequence[Matrix], sums: Sums) -> dict[str, list[Site]]:

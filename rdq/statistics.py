@@ -24,12 +24,17 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from rdq.stacked import PRODUCTS, apart, stacked_operands
+
 Key = tuple[int, int]  # address and number of outputs of a weight
 
 
 @dataclass
 class Statistics:
-    """``hessian`` [columns, columns] float32, which several matrices may share; ``sensitivity`` [rows]."""
+    """``hessian`` [columns, columns] float32, which several matrices may share; ``sensitivity`` [rows].
+
+    Of stacked matrices: [stack, columns, columns] and [stack * rows].
+    """
 
     hessian: torch.Tensor
     sensitivity: NDArray[np.float64]
@@ -80,6 +85,9 @@ class Sums(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        stacks = stacked_operands(func, args)
+        if stacks is not None and stacks[1].data_ptr() in self.wanted:
+            return apart(lambda x, w: self.__torch_function__(torch.matmul, (), (x, w)), *stacks)
         output = func(*args, **(kwargs or {}))
         if func is functional.embedding:
             return self._look(args[0], args[1], output)
@@ -136,7 +144,7 @@ def _operands(
         return args[0], args[1] if len(args) > 1 else kwargs["weight"], False
     if func is torch.addmm and len(args) == 3:
         return args[1], args[2], True
-    if func in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__) and args[1].ndim == 2:
+    if func in PRODUCTS and args[1].ndim == 2:
         return args[0], args[1], True
     return None
 
