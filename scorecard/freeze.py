@@ -16,9 +16,10 @@ from typing import Any
 
 from runners import base, custom
 from runners.base import BaseRunner
-from scorecard import freeze_code, freeze_data, freeze_pins, locks, results, sources
+from scorecard import freeze_code, freeze_data, freeze_pins, libraries, locks, results, sources
 from scorecard.errors import ManifestError
 from scorecard.freeze_code import PROGRAMS, Calibration
+from scorecard.libraries import Library
 from scorecard.manifest import NAME, Claims, FileEntry, Manifest, TaskClaim
 from scorecard.records import CaseRecords
 from scorecard.row import Row
@@ -32,6 +33,7 @@ TEMPLATES = {
     "pyproject.toml": "pyproject.in"
 }  # a file of that name would be read by the tools of this project
 NEEDED = ("compress", "audit", "evaluate")
+LIBRARY_ROW = "| `{0}/` | the package `{0}`, which compress.py and user.py import from here |\n"
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ def write(frozen: Frozen, folder: Path) -> Manifest:
         _copy_user(frozen.runner.folder, folder)
         requirements = freeze_pins.requirements(frozen.runner, freeze_pins.named_by(frozen.runner.folder))
     else:
-        requirements = freeze_pins.requirements(frozen.runner)
-        _write_programs(frozen, folder, requirements)
+        requirements = _write_programs(frozen, folder)
     _text(folder / REQUIREMENTS, requirements)
     _text(folder / "evaluate.py", freeze_code.evaluation())
     _template(folder / "run.sh", {"THREADS": str(frozen.record("evaluate").result["threads"])})
@@ -109,16 +110,43 @@ def _copy_user(source: Path, folder: Path) -> None:
             shutil.copy2(path, target)
 
 
-def _write_programs(frozen: Frozen, folder: Path, requirements: str) -> None:
-    pins = locks.parse("requirements", requirements, REQUIREMENTS).pins
-    old = pins["transformers"].startswith("4.")
+def _write_programs(frozen: Frozen, folder: Path) -> str:
+    """All that is not data; returns the text of requirements.txt."""
+    old = freeze_pins.transformers_version(frozen.runner).startswith("4.")
     code = freeze_code.programs(frozen.case, frozen.runner, frozen.calibration, old_transformers=old)
     for name, text in code.items():
         _text(folder / name, text)
     if frozen.calibration:
         _text(folder / "compression" / "calibration.jsonl", frozen.calibration.text)
-    claims, case = claimed(frozen), frozen.case
+    found = libraries.needed(code.values())
+    for library in found:
+        _write_library(library, folder)
+    more = freeze_pins.distributions(name for library in found for name in library.imports)
+    requirements = freeze_pins.requirements(frozen.runner, more)
     words = {
+        **_words(frozen),
+        "DEPENDENCIES": "\n".join(
+            f'    "{pin}",' for pin in freeze_pins.direct(frozen.runner, requirements, more)
+        ),
+        "PACKAGES": json.dumps([library.name for library in found]),
+        "LIBRARIES": "".join(LIBRARY_ROW.format(library.name) for library in found),
+    }
+    for name in ("build.sh", "README.md", "pyproject.toml"):
+        _template(folder / name, words)
+    return requirements
+
+
+def _write_library(library: Library, folder: Path) -> None:
+    for name, content in library.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _words(frozen: Frozen) -> dict[str, str]:
+    """What stands in the templates in place of ``@WORD@``."""
+    claims, case = claimed(frozen), frozen.case
+    return {
         "CASE": case.id,
         "MODEL": case.model.source,
         "RUNNER": f"{case.config.runner} ({', '.join(frozen.runner.requires) or 'no library of its own'})",
@@ -126,11 +154,8 @@ def _write_programs(frozen: Frozen, folder: Path, requirements: str) -> None:
         "SIZE": f"{claims.size_bytes:,} bytes",
         "SCORE": str(claims.score),
         "DESCRIPTION": f"{case.id}, frozen",
-        "DEPENDENCIES": "\n".join(f'    "{pin}",' for pin in freeze_pins.direct(frozen.runner, requirements)),
         "THREADS": str(frozen.record("evaluate").result["threads"]),
     }
-    for name in ("build.sh", "README.md", "pyproject.toml"):
-        _template(folder / name, words)
 
 
 def _template(path: Path, words: Mapping[str, str]) -> None:
