@@ -33,7 +33,7 @@ Matrices = dict[str, CodedMatrix]
 # -- the layout --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(matrices(), st.integers(1, 4), st.booleans())
 def test_the_values_are_those_that_are_loaded(m: CodedMatrix, stack: int, transposed: bool) -> None:
     stack = stack if m.shape[0] % stack == 0 else 1
@@ -112,6 +112,17 @@ def test_a_good_artifact_is_seen_through(original: Path, tmp_path: Path) -> None
         assert row["format"] == "rdq"
         assert 0.05 < row["relative_error"] < 0.15  # a step of a third of the deviation: 1 / (3 √12)
         assert row["rounding_difference"] == 0
+
+
+def test_errors_that_the_inputs_do_not_see_may_be_large(original: Path, tmp_path: Path) -> None:
+    def drifted(made: Matrices) -> Matrices:
+        values = weight(LINEARS[0])
+        noise = np.random.default_rng(0).normal(0, 1.5 * values.std(), values.shape).astype(np.float32)
+        return {**made, LINEARS[0]: rounded(values + noise)}
+
+    found = audit(artifact(tmp_path / "made", drifted), original, CLAIMS)
+    assert found["findings"] == []
+    assert max(row["relative_error"] for row in found["layers"]) > 1.4
 
 
 def swapped(made: Matrices) -> Matrices:

@@ -45,7 +45,7 @@ def rdq(parts: Parts) -> Stored | None:
             matrix = container.read_matrix(_name(tensor))
         return _grid(matrix, *_places(rows, matrix.shape, header.stack, transposed=header.transposed))
 
-    return Stored("rdq", symmetric=True, read=read)
+    return Stored("rdq", symmetric=True, read=read, drifts=True)
 
 
 def _name(tensor: Tensor) -> str:
