@@ -11,6 +11,7 @@ one c for the whole model (the columns' part: WaterSIC, arXiv:2603.04956).
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,7 @@ from rdq.trellis import incoming, quantize_block
 
 Array = NDArray[Any]
 BLOCK = 128
+SOME = 1024  # rows that are float64 at a time
 PRIOR_CODES = 24.0  # what a table of one matrix starts from: that many codes as the prior has them
 TAPER = 10, 18  # classes: from none of the code length to all of it
 ROOM = 0.85  # of the largest index: error feedback moves weights outwards
@@ -100,11 +102,12 @@ def prepare(statistics: Statistics, settings: Settings) -> Prepared:
     """Raises RdqError where H is not finite."""
     hessians = statistics.hessian if statistics.hessian.ndim == 3 else statistics.hessian[None]
     sensitivity = np.maximum(np.asarray(statistics.sensitivity, np.float64), 0).reshape(len(hessians), -1)
-    inverses = torch.stack([_inverse_root(hessian, settings) for hessian in hessians])
-    diagonals = inverses.diagonal(dim1=1, dim2=2)
+    each = [_inverse_root(hessian, settings) for hessian in hessians]
+    inverses = torch.stack(each) if len(each) > 1 else each[0][None]
+    diagonals = inverses.diagonal(dim1=1, dim2=2).clone()
     return Prepared(
-        factor=inverses / diagonals[:, :, None],
-        innovation=(1 / diagonals).numpy().copy(),
+        factor=inverses.div_(diagonals[:, :, None]),
+        innovation=(1 / diagonals).numpy(),
         row=np.concatenate([_row_factors(rows, settings) for rows in sensitivity]),
     )
 
@@ -119,10 +122,12 @@ def _inverse_root(hessian: torch.Tensor, settings: Settings) -> torch.Tensor:
     if not settings.feedback:
         hessian = torch.diag(hessian.diagonal())
     # H = R R^T with R upper triangular, from the Cholesky factor of H turned by 180 degrees; U = R^-1.
-    turned = torch.linalg.cholesky(hessian.flip(0, 1))
-    root = turned.flip(0, 1)
+    hessian = hessian.flip(0, 1)  # under its name, as the others below: each takes as much memory as H
+    root = torch.linalg.cholesky(hessian).flip(0, 1)
+    del hessian
     unit = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    return torch.linalg.solve_triangular(root, unit, upper=True).cpu()
+    inverse: torch.Tensor = torch.linalg.solve_triangular(root, unit, upper=True)
+    return inverse.cpu()
 
 
 def _row_factors(sensitivity: Array, settings: Settings) -> Array:
@@ -140,22 +145,28 @@ def quantize(weight: torch.Tensor, prepared: Prepared, c: float, settings: Setti
 
     A row whose codes would not fit gets wider steps instead of clipped weights.
     """
-    matrix = weight.double().cpu().numpy()
-    if not np.isfinite(matrix).all():
+    if not all(bool(torch.isfinite(part).all()) for part in torch.split(weight, SOME)):
         raise RdqError("weights: not finite; repair the model first")
     row, column = prepared.steps()
     row = c * row
-    largest = np.abs(matrix / column).max(1)
+    largest = np.concatenate([np.abs(rows / column).max(1) for _, rows in _by_rows(weight)])
     reach = ROOM * MAX_CODE * (2 if settings.states > 1 else 1)
     for _ in range(64):
         steps = _steps(np.maximum(row, largest / reach), column)
-        found = _passes(matrix, prepared, c, steps, settings)
+        found = _passes(weight, prepared, c, steps, settings)
         full = (np.abs(found.coded.codes) >= MAX_CODE).any(1)
         if not full.any():
             return found
         row = np.where(full, np.maximum(row, largest / reach) * 1.25, row)
         largest = np.where(full, largest * 1.25, largest)
     raise RdqError("weights: too wide a range for any step; leave this matrix out")
+
+
+def _by_rows(weight: torch.Tensor) -> Iterator[tuple[slice, Array]]:
+    """(which, these in float64), some rows at a time: all at once, they would be the most in memory."""
+    for start in range(0, len(weight), SOME):
+        part = slice(start, start + SOME)
+        yield part, weight[part].double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -199,18 +210,24 @@ def _steps(row: Array, column: Array) -> _Steps:
     return _Steps(step, stored[0], stored[1])
 
 
-def _passes(matrix: Array, prepared: Prepared, c: float, steps: _Steps, settings: Settings) -> Quantized:
+def _passes(
+    weight: torch.Tensor, prepared: Prepared, c: float, steps: _Steps, settings: Settings
+) -> Quantized:
     """First with the prior's code lengths; then with those, and the centroids, of the pass before."""
     per_index = 2 if settings.states > 1 else 1
-    units = matrix / (per_index * steps.row_factors()[:, None] * steps.column_factors())
+    units = np.empty(weight.shape, np.float32)
+    row_step, column_step = per_index * steps.row_factors(), steps.column_factors()
+    for part, rows in _by_rows(weight):
+        units[part] = rows / (row_step[part, None] * column_step)
     row_spread, column_spread = spreads(units)
+    del units
     coded = CodedMatrix(
-        np.zeros(matrix.shape, np.int16), steps.row, steps.column, row_spread, column_spread, steps.step,
+        np.zeros(weight.shape, np.int16), steps.row, steps.column, row_spread, column_spread, steps.step,
         np.zeros((2, 4), np.float16), settings.states,
     )  # fmt: skip
     lengths = prior_lengths(settings.states)
     for number in range(settings.passes):
-        codes, counts, centroids = _feedback(matrix, prepared, c, coded, lengths, settings)
+        codes, counts, centroids = _feedback(weight, prepared, c, coded, lengths, settings)
         coded = replace(coded, codes=codes)
         if number + 1 == settings.passes:
             break
@@ -221,36 +238,38 @@ def _passes(matrix: Array, prepared: Prepared, c: float, steps: _Steps, settings
 
 
 def _feedback(
-    matrix: Array, prepared: Prepared, c: float, coded: CodedMatrix, lengths: Array, settings: Settings
+    weight: torch.Tensor, prepared: Prepared, c: float, coded: CodedMatrix, lengths: Array, settings: Settings
 ) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.float16]]:
     """Codes [stack * rows, columns], their counts, and the centroids that they came to.
 
     The matrices of a stack follow each other down the columns: each takes up the states of the trellis that
     the one above it ended in.
     """
-    codes = np.empty(matrix.shape, np.int16)
+    codes = np.empty(weight.shape, np.int16)
     counts = np.zeros((CLASSES, 2, MAX_CODE + 1), np.int64)
     shifts = np.zeros((2, 4, 2))
-    states = np.zeros(matrix.shape[1], np.int64)
+    states = np.zeros(weight.shape[1], np.int64)
     costs = lengths * _taper()[:, None, None]
     stack = len(prepared.innovation)
-    for number, rows in enumerate(np.split(np.arange(len(matrix)), stack)):
+    for number, rows in enumerate(np.split(np.arange(len(weight)), stack)):
         part = slice(rows[0], rows[-1] + 1)
         own = Prepared(prepared.factor[number], prepared.innovation[number], prepared.row[part])
-        codes[part] = _fed(matrix, own, c, coded, part, costs, settings, counts, shifts, states).T
+        codes[part] = _fed(weight[part], own, c, coded, part, costs, settings, counts, shifts, states).T
     return codes, counts, _centroids(shifts)
 
 
 def _fed(
-    matrix: Array, own: Prepared, c: float, coded: CodedMatrix, part: slice, costs: Array, settings: Settings,
-    counts: Array, shifts: Array, states: Array,
+    weight: torch.Tensor, own: Prepared, c: float, coded: CodedMatrix, part: slice, costs: Array,
+    settings: Settings, counts: Array, shifts: Array, states: Array,
 ) -> NDArray[np.int16]:  # fmt: skip
     """Codes [columns, rows] of a part of the rows, by blocks of columns; the last three are added to.
 
-    ``own``: of these rows, without the dimension of the stack.
+    ``weight``, ``own``: of these rows; the latter without the dimension of the stack.
     """
-    x = torch.from_numpy(np.ascontiguousarray(matrix[part].T))
-    columns, rows = x.shape
+    rows, columns = weight.shape
+    x = torch.empty(columns, rows, dtype=torch.float64)
+    for some, values in _by_rows(weight):
+        x[:, some] = torch.from_numpy(values).T
     steps = _Steps(coded.step, coded.row_scale[part], coded.column_scale)
     row_step, column_step = steps.row_factors(), steps.column_factors()
     row_weight = (row_step / (c * own.row)) ** 2
