@@ -182,7 +182,7 @@ def at(points: Sequence[Point], divergence: float) -> float:
 
 
 def repeat(compressor: Compressor, only: str, scratch: Path) -> Iterator[tuple[str, list[float]]]:
-    """(name, bytes at each of ``DIVERGENCES``) of every variant with ``only`` in its name, the whole first."""
+    """(name, bytes at each of ``DIVERGENCES``): the whole first, then variants with ``only`` in their names."""
     curves = list(with_contexts(compressor, scratch).items())
     named = (variant for variant in VARIANTS if only in variant.name)
     for name, points in chain(curves, ((v.name, curve(compressor, v, scratch)) for v in named)):
