@@ -27,8 +27,9 @@ from transformers import AutoTokenizer
 
 from rdq import calibration, side
 from rdq.compress import Compressor, Options
+from rdq.lengths import entropy_bits
 from rdq.matrices import Matrix
-from rdq.quantize import Quantized, Settings, entropy_bits
+from rdq.quantize import Quantized, Settings
 from rdq.report import Report
 from rdq.statistics import Statistics
 
@@ -182,7 +183,7 @@ def at(points: Sequence[Point], divergence: float) -> float:
 
 
 def repeat(compressor: Compressor, only: str, scratch: Path) -> Iterator[tuple[str, list[float]]]:
-    """(name, bytes at each of ``DIVERGENCES``): the whole first, then variants with ``only`` in their names."""
+    """(name, bytes at each of ``DIVERGENCES``): the whole, then variants with ``only`` in their names."""
     curves = list(with_contexts(compressor, scratch).items())
     named = (variant for variant in VARIANTS if only in variant.name)
     for name, points in chain(curves, ((v.name, curve(compressor, v, scratch)) for v in named)):
