@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rdq.coded import CodedMatrix
-from rdq.coding import decode, decode_weights, parse
+from rdq.coding import Header, decode, decode_weights, parse
 from rdq.errors import RdqError
 from rdq.headers import SUFFIX, Entry, FileHeader, read_header
 from rdq.tables import Tables
@@ -81,7 +81,13 @@ class Container:
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the tensor's weights."""
         _, entry = self._entry(name)
-        return entry.shape if entry.crc is not None else parse(self._bytes(name), self.where(name)).shape
+        return entry.shape if entry.crc is not None else self.header(name).shape
+
+    def header(self, name: str) -> Header:
+        """What a coded tensor says of itself: how its matrix lies in the weights, what it is coded with."""
+        if self._entry(name)[1].crc is not None:
+            raise RdqError(f"{self.where(name)}: stored as it is, not coded; read it with `read`")
+        return parse(self._bytes(name), self.where(name))
 
     def read_matrix(self, name: str, *, threads: int = 1) -> CodedMatrix:
         """A coded tensor's indices and steps."""

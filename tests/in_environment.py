@@ -1,4 +1,4 @@
-"""Run a runner, or a snippet, with the interpreter of its locked environment: a fresh process every time.
+"""Run a runner, or a snippet, with the interpreter of its locked environment, in a process of its own.
 
 in_environment.py compress CASE.json MODEL OUTPUT    what a worker does in its compress stage
 in_environment.py logits CASE.json OUTPUT LOGITS.pt  what the runner's load() makes of the artifact
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import fork_server
+
 from runners import base
 from scorecard.spec import Case, from_json, to_json
 
@@ -37,17 +39,21 @@ def python(environment: str) -> Path:
 
 
 def run_python(environment: str, code: str, *arguments: str | Path, cwd: Path | None = None) -> str:
-    """Run ``code`` with ``python -c``; returns what it printed. Raises AssertionError with its errors."""
-    return _run([python(environment), "-c", code, *arguments], cwd)
+    """Run ``code`` as ``python -c`` does; returns what it printed. Raises AssertionError with its errors."""
+    words = [str(word) for word in arguments]
+    return fork_server.run(python(environment), _environment(), code, words, cwd)
 
 
-def compress(case: Case, model: Path, output: Path) -> Path:
-    """Compress ``model`` into ``output``, as the worker does: shapes are checked first."""
+def compress(case: Case, model: Path, output: Path, *, fresh: bool = False) -> Path:
+    """Compress ``model`` into ``output``, as the worker does: shapes are checked first.
+
+    ``fresh``: in a process that is started for it, with a hash seed of its own.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     request = output.with_name(f"{output.name}.case.json")
     request.write_text(json.dumps(to_json(case)))
     output.mkdir()
-    _run([_python_of(case), __file__, "compress", request, model, output], output.parent)
+    _do_there(case, ["compress", request, model, output], output.parent, fresh=fresh)
     return output
 
 
@@ -60,7 +66,7 @@ def load_logits(case: Case, output: Path) -> torch.Tensor:
         output.with_name(f"{output.name}.logits.pt"),
     )
     request.write_text(json.dumps(to_json(case)))
-    _run([_python_of(case), __file__, "logits", request, output, result], output.parent)
+    _do_there(case, ["logits", request, output, result], output.parent)
     return torch.load(result)
 
 
@@ -104,7 +110,7 @@ def _one(verb: str, paths: Sequence[str], errors: Path) -> NoReturn:
         os.dup2(file.fileno(), 2)
         status = 1
         try:
-            _do(verb, paths)
+            do([verb, *paths])
             status = 0
         except Exception:  # noqa: BLE001 - the boundary: a backend may raise anything, and the parent reads it
             traceback.print_exc()
@@ -113,20 +119,27 @@ def _one(verb: str, paths: Sequence[str], errors: Path) -> NoReturn:
             os._exit(status)
 
 
-def _python_of(case: Case) -> Path:
-    return python(base.get(case.config.runner).environment)
+def _do_there(case: Case, job: Job, cwd: Path, *, fresh: bool = False) -> None:
+    environment = base.get(case.config.runner).environment
+    if fresh:
+        _run([python(environment), __file__, *job], cwd)
+    else:
+        run_python(environment, "import in_environment, sys; in_environment.do(sys.argv[1:])", *job, cwd=cwd)
 
 
-def _run(command: Sequence[str | Path], cwd: Path | None) -> str:
-    environment = {
+def _environment() -> dict[str, str]:
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "PYTHONNOUSERSITE": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
+
+
+def _run(command: Sequence[str | Path], cwd: Path | None) -> str:
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=cwd, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -156,8 +169,8 @@ def _logits(case: Case, output: Path, result: Path) -> None:
     torch.save(logits(lm.model), result)
 
 
-def _do(verb: str, words: Sequence[str]) -> None:
-    file, *paths = words
+def do(words: Sequence[str]) -> None:
+    verb, file, *paths = words
     given = from_json(Case, json.loads(Path(file).read_text()))
     {"compress": _compress, "logits": _logits, "original": _original}[verb](given, *map(Path, paths))
 
@@ -166,4 +179,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "all":
         _all(*map(Path, sys.argv[2:]))
     else:
-        _do(sys.argv[1], sys.argv[2:])
+        do(sys.argv[1:])

@@ -89,6 +89,17 @@ def write_code(folder: Path, user_py: str = USER_PY) -> Path:
     return folder
 
 
+def unmeasured(folder: Path) -> Path:
+    """``write_code`` with claims that nobody measured."""
+    write_code(folder)
+    claims = Claims(13, 0.5, 0.1, None, None, None, {"tiny_pairs": TaskClaim("acc", 0.5, 0.1, 10)})
+    model = {"id": "test.small@1", "source": "path:somewhere"}
+    config = {"name": "hash", "runner": "custom", "options": {}}
+    manifest = Manifest("test.small@1-hash", model, config, EvalSpec(("tiny_pairs",)), claims, "0.4.13")
+    write_manifest(folder, to_json(manifest))
+    return folder
+
+
 def write_frozen(
     folder: Path, original: Path, *, documents: bool = True, limit: int = 30, tasks: tuple[str, ...] = TASKS
 ) -> Path:

@@ -217,6 +217,8 @@ def test_the_workflow_and_the_hooks_run_what_the_project_has() -> None:
     commands = [step["run"] for step in workflow["jobs"]["scorecard"]["steps"] if "run" in step]
     assert commands[0] == ".ci/run"
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    wide = yaml.safe_load((ROOT / ".github" / "workflows" / "wide.yml").read_text())["jobs"]["wide"]
+    assert any("pytest tests" in step.get("run", "") and "--slow" in step["run"] for step in wide["steps"])
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert [repo["repo"] for repo in hooks] == ["local"], "a hook from elsewhere needs the network"
     assert all(hook["entry"].startswith("python3 local.py --engine venv ") for hook in hooks[0]["hooks"])

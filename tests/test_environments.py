@@ -26,6 +26,7 @@ from scorecard import env_command, environments, installing, locks
 from scorecard.__main__ import main
 from scorecard.errors import RunnerUnavailable, SpecError
 
+installs = pytest.mark.backend  # makes an environment in earnest
 ROOT = Path(__file__).resolve().parents[1]
 LARGE = b"weights " * (installing.SHARED_BYTES // 8)
 
@@ -83,6 +84,7 @@ def without_uv(monkeypatch):
     monkeypatch.setattr(installing.shutil, "which", lambda *arguments, **named: None)
 
 
+@installs
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_an_environment_holds_its_lock(place, monkeypatch, installer):
     if installer == "pip":
@@ -98,6 +100,7 @@ def test_an_environment_holds_its_lock(place, monkeypatch, installer):
     assert all(b"/partial/" not in p.read_bytes() for p in [*scripts, made.folder / "pyvenv.cfg"])
 
 
+@installs
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_nothing_of_a_stranger_s_lock_runs(place, monkeypatch, installer):
     """A ``.pth`` file is obeyed by each start of the Python that it is installed into."""
@@ -113,6 +116,7 @@ def test_nothing_of_a_stranger_s_lock_runs(place, monkeypatch, installer):
     assert canary.exists()
 
 
+@installs
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_a_stranger_s_source_is_not_built(place, monkeypatch, installer):
     if installer == "pip":
@@ -141,6 +145,7 @@ def test_what_our_own_locks_have_is_not_strange(place):
     assert locks.strange(other) == locks.strange(newer) == ["alpha"]
 
 
+@installs
 def test_a_second_environment_shares_its_large_files(place, monkeypatch):
     without_uv(monkeypatch)
     environments.ensure("small")
@@ -154,6 +159,7 @@ def test_a_second_environment_shares_its_large_files(place, monkeypatch):
     assert not [p for p in (environments.root() / "files").rglob("*") if p.is_file()]
 
 
+@installs
 def test_a_wrong_hash_is_refused_by_both_installers(place):
     (place / "environments" / "small.txt").write_text(f"alpha==1.0 --hash=sha256:{'0' * 64}\n")
     locks.read.cache_clear()
@@ -168,6 +174,7 @@ def test_offline_builds_nothing(place):
         environments.ensure("small", offline=True)
 
 
+@installs
 def test_another_lock_is_another_environment(place):
     first = environments.ensure("other")
     write_wheel(place / "wheels", "beta", "3.0")
@@ -178,6 +185,7 @@ def test_another_lock_is_another_environment(place):
     assert version(first, "beta") == "2.0"
 
 
+@installs
 def test_of_several_builders_one_works(place):
     context = multiprocessing.get_context("fork")
     builders = [context.Process(target=environments.ensure, args=("small",)) for _ in range(3)]
@@ -192,6 +200,7 @@ def test_of_several_builders_one_works(place):
     assert environments.ensure("small").about == built.about
 
 
+@installs
 def test_a_killed_builder_leaves_nothing_that_counts(place):
     def stall():
         environments.installing.install = lambda lock, folder, *_, **__: (folder.mkdir(), time.sleep(60))
@@ -211,6 +220,7 @@ def test_a_killed_builder_leaves_nothing_that_counts(place):
     assert not list(partial.iterdir())
 
 
+@installs
 def test_what_was_changed_by_hand_is_found(place):
     made = environments.ensure("small")
     info = next(made.folder.rglob("alpha-1.0.dist-info"))
@@ -222,6 +232,7 @@ def test_what_was_changed_by_hand_is_found(place):
     assert environments.faults(locks.read("small"), made.folder) == ["alpha 9, not 1.0"]
 
 
+@installs
 def test_an_environment_whose_python_is_gone_is_built_again(place):
     made = environments.ensure("small")
     made.python.unlink()
@@ -253,6 +264,7 @@ def test_an_unknown_environment_names_the_nearest(place, capsys):
     assert "did you mean 'small'" in capsys.readouterr().err
 
 
+@installs
 def test_by_hand(place, capsys):
     assert main(["env", "list"]) == 0
     assert "not built (2 distributions)" in capsys.readouterr().out
@@ -298,6 +310,7 @@ def test_the_locks_are_of_the_versions_that_the_scorecard_evaluates_with():
             assert pins.get(package, own[package]) == own[package], name
 
 
+@installs
 def test_the_worker_of_an_environment_sees_no_other_packages(place, monkeypatch):
     from scorecard.executor import worker_environment
 

@@ -16,6 +16,7 @@ from tiny_model import make_case, write_model
 
 from runners import base
 from scorecard import freeze_code, freeze_data, freeze_pins, locks
+from scorecard.__main__ import main
 from scorecard.errors import RunnerUnavailable, SpecError
 from scorecard.freeze_code import Calibration
 from scorecard.machine import ROOT
@@ -160,13 +161,14 @@ def test_a_frozen_folder_with_packages_of_its_own_is_not_built_here(tmp_path: Pa
         (["--best"], "freeze: no case has a floor-95 score"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_4(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_mistake_is_one_line_and_exit_code_4(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench_files.write_suite(tmp_path, {"a-4": {"bits": 4}})
     target = tmp_path / "frozen"
     options = [*bench_files.options(tmp_path), f"--folder={target}"]
-    command = [sys.executable, "-m", "scorecard", "freeze", *arguments, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 4, done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert main(["freeze", *arguments, *options]) == 4
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
     assert not target.exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import bench_files
 import pytest
 
+pytestmark = pytest.mark.backend
 GATES = "gate or audit"
 
 
@@ -51,6 +52,10 @@ def test_without_a_gate_there_is_no_test_of_it(tmp_path: Path) -> None:
     done = bench_files.run_pytest(tmp_path, "--collect-only", "-q")
     assert "test_gate" not in done.stdout
     assert "test_latency" in done.stdout
+
+
+def test_another_word_for_what_is_not_decided_is_refused(tmp_path: Path) -> None:
+    bench_files.write_suite(tmp_path, {"w4": {}})
     done = bench_files.run_pytest(tmp_path, "--collect-only", "-q", "--gate-inconclusive=maybe")
     assert done.returncode == 4
     assert "--gate-inconclusive: 'maybe' is not possible; write pass, fail or an exit code" in done.stderr

@@ -27,6 +27,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+installs = pytest.mark.backend  # makes an environment in earnest
 SCRIPT = Path(__file__).resolve().parent.parent / "local.py"
 PYPROJECT = """
 [build-system]
@@ -235,6 +236,7 @@ def test_an_old_python_can_read_it_as_far_as_the_message() -> None:
 # --- the local environment --------------------------------------------------------------------------------
 
 
+@installs
 def test_a_second_run_adds_almost_nothing(ready: Checkout) -> None:
     seconds = []
     for _ in range(5):
@@ -244,6 +246,7 @@ def test_a_second_run_adds_almost_nothing(ready: Checkout) -> None:
     assert min(seconds) < 0.5  # about 0.1 on a quiet machine
 
 
+@installs
 def test_python_and_scripts_are_the_environments(ready: Checkout) -> None:
     done = ready.python(
         "import sys, os; print(sys.prefix, os.environ['VIRTUAL_ENV'], os.environ['PYTHONNOUSERSITE'])"
@@ -252,6 +255,7 @@ def test_python_and_scripts_are_the_environments(ready: Checkout) -> None:
     assert ready.run("--engine", "venv", "python3", "-m", "pip", "--version").returncode == 0
 
 
+@installs
 def test_bytecode_is_kept_where_the_caller_keeps_none(
     ready: Checkout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +264,7 @@ def test_bytecode_is_kept_where_the_caller_keeps_none(
     assert ready.python("import sys; print(sys.dont_write_bytecode)").stdout == "False\n"
 
 
+@installs
 def test_arguments_exit_code_and_streams_are_the_commands(ready: Checkout) -> None:
     code = "import sys; print(sys.argv[1:]); print('no', file=sys.stderr); sys.exit(3)"
     done = ready.run("--engine", "venv", "python", "-c", code, "--image", "y", "--engine", "--", "a  b", "")
@@ -267,6 +272,7 @@ def test_arguments_exit_code_and_streams_are_the_commands(ready: Checkout) -> No
     assert done.stdout == "['--image', 'y', '--engine', '--', 'a  b', '']\n"
 
 
+@installs
 def test_signals_are_the_commands(ready: Checkout) -> None:
     code = "import os, signal, time; print(os.getpid(), flush=True); time.sleep(60)"
     process = ready.start("--engine", "venv", "python", "-c", code)
@@ -277,6 +283,7 @@ def test_signals_are_the_commands(ready: Checkout) -> None:
     assert process.returncode == -signal.SIGTERM
 
 
+@installs
 def test_without_a_command_a_shell(ready: Checkout) -> None:
     code = f"#!{sys.executable}\nimport os; print(os.environ['VIRTUAL_ENV'])\n"
     ready.env["SHELL"] = str(executable(ready.root.parent / "my-shell", code))
@@ -284,12 +291,14 @@ def test_without_a_command_a_shell(ready: Checkout) -> None:
         assert ready.run("--engine", "venv", *arguments).stdout == f"{ready.root}/.venv\n"
 
 
+@installs
 def test_the_folder_is_kept_inside_the_checkout_and_is_its_root_outside(ready: Checkout) -> None:
     code = ("--engine", "venv", "python", "-c", "import os; print(os.getcwd())")
     assert ready.run(*code, cwd=ready.root / "docker").stdout == f"{ready.root}/docker\n"
     assert ready.run(*code, cwd=Path("/")).stdout == f"{ready.root}\n"
 
 
+@installs
 def test_models_are_handed_on_as_absolute_paths(ready: Checkout) -> None:
     (ready.root / "my.yaml").write_text("models: []\n")
     code = "import os; print(os.environ['SCORECARD_MODELS_DIR'], os.environ['SCORECARD_MODELS_YAML'])"
@@ -297,12 +306,14 @@ def test_models_are_handed_on_as_absolute_paths(ready: Checkout) -> None:
     assert ready.run(*own, "python", "-c", code).stdout == f"{ready.root}/m {ready.root}/my.yaml\n"
 
 
+@installs
 def test_a_command_that_is_not_there(ready: Checkout) -> None:
     done = ready.run("--engine", "venv", "pytset")
     assert (done.returncode, done.stderr.count("\n")) == (127, 1)
     assert "pytset" in done.stderr
 
 
+@installs
 def test_auto_without_docker_is_the_local_environment(ready: Checkout) -> None:
     assert ready.run("python", "-c", "import sys; print(sys.prefix)").stdout == f"{ready.root}/.venv\n"
 
@@ -314,6 +325,7 @@ def test_in_the_container_the_environment_is_already_there(checkout: Checkout) -
     assert not (checkout.root / ".venv").exists()
 
 
+@installs
 def test_a_changed_project_is_installed_again_and_a_changed_lock_makes_all_anew(checkout: Checkout) -> None:
     checkout.python("pass")
     left_over = checkout.root / ".venv" / "left-over"
@@ -331,6 +343,7 @@ def test_a_changed_project_is_installed_again_and_a_changed_lock_makes_all_anew(
     assert checkout.python("pass").stderr == ""
 
 
+@installs
 @pytest.mark.parametrize("place", ["STALL_IN_VENV", "STALL_IN_CHECKOUT"])
 @pytest.mark.parametrize("victim", ["local.py", "everything"])
 def test_killed_in_the_middle_then_repaired(checkout: Checkout, victim: str, place: str) -> None:
@@ -363,6 +376,7 @@ def test_a_foreign_environment_is_left_alone(checkout: Checkout) -> None:
     assert foreign.exists()
 
 
+@installs
 def test_a_failing_install_shows_what_pip_said_and_is_tried_again(checkout: Checkout) -> None:
     checkout.env["PIP_NO_INDEX"] = "1"
     (checkout.root / "requirements.lock").write_text("no-such-distribution-anywhere==1\n")
@@ -374,6 +388,7 @@ def test_a_failing_install_shows_what_pip_said_and_is_tried_again(checkout: Chec
         assert "Traceback" not in done.stderr
 
 
+@installs
 def test_uv_is_used_where_it_is_with_pips_places(checkout: Checkout) -> None:
     calls_of_uv = checkout.tool("uv", "0 if os.environ['UV_FIND_LINKS'] == '/a,/b' else 9")
     checkout.env["PIP_FIND_LINKS"] = "/a /b"
@@ -384,6 +399,7 @@ def test_uv_is_used_where_it_is_with_pips_places(checkout: Checkout) -> None:
     assert calls(calls_of_uv)[0][:2] == ["pip", "install"]
 
 
+@installs
 def test_uv_comes_from_its_line_of_the_lock(checkout: Checkout) -> None:
     """A small uv of that name is all that the lock holds: it is installed first, then asked for the rest."""
     wheel = checkout.root.parent / "uv-1-py3-none-any.whl"
@@ -405,6 +421,7 @@ def test_uv_comes_from_its_line_of_the_lock(checkout: Checkout) -> None:
     assert "pip install" in said.read_text()
 
 
+@installs
 def test_where_uv_fails_pip_does_it(checkout: Checkout) -> None:
     checkout.tool("uv", "2")
     done = checkout.python("print(1)")
@@ -574,6 +591,7 @@ def test_models_and_caches_are_mounted(docked: Checkout) -> None:
     assert all(any(word.endswith(f":{place}") for word in call) for place in named.values())
 
 
+@installs
 def test_an_engine_that_does_not_answer_in_time_is_none(ready: Checkout) -> None:
     docker = executable(ready.tools / "docker", "#!/bin/sh\nexec sleep 30\n")
     try:

@@ -47,6 +47,10 @@ class Always(ProcessExecutor):
         return [p._process.pid for p in self._preloaded.values()]
 
 
+TORCH = """
+class cuda:
+    is_available = is_initialized = staticmethod(lambda: False)
+"""
 CONFIGS: dict[str, dict[str, Any]] = {
     "w4": {},
     "w2": {"bits": 2},
@@ -76,7 +80,15 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Its preloaded process finds empty packages to import: what is tested here is how it forks and ends."""
+    for name in preload.MODULES:
+        path = tmp_path.joinpath("packages", *name.split("."), "__init__.py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in path.parents[: name.count(".") + 1]:
+            (folder / "__init__.py").touch()
+    (tmp_path / "packages" / "torch" / "__init__.py").write_text(TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
     made = Place(tmp_path)
     yield made
     made.bench.close()

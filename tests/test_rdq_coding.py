@@ -36,7 +36,7 @@ def round_trip(m: CodedMatrix, tables: Tables) -> None:
     assert len(payload) - len(coding.parse(payload).side) <= 1.01 * ideal + 64
 
 
-@settings(QUIET, max_examples=300)
+@settings(QUIET, max_examples=100)
 @given(matrices(), st.booleans())
 def test_any_matrix_comes_back(m: CodedMatrix, own: bool) -> None:
     round_trip(m, fit([m]) if own else Tables.gaussian())
@@ -50,7 +50,7 @@ def test_ten_thousand_matrices_come_back(m: CodedMatrix, own: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 257), (257, 1), (63, 129)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 257), (257, 1), (23, 129)])
 def test_both_kinds_of_kernels_write_and_read_the_same(kind: str, rows: int, columns: int) -> None:
     m = matrix(kind, rows, columns, seed=rows + columns)
     for tables in (Tables.gaussian(), fit([m])):

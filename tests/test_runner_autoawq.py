@@ -171,7 +171,7 @@ def test_a_reloaded_model_is_the_one_that_was_saved(tmp_path: Path) -> None:
 def test_transformers_5_loads_the_artifact_and_it_is_made_again_the_same(tmp_path: Path) -> None:
     case = a_case({"group_size": 64}, write_calibration(tmp_path / "text.jsonl"))
     model = write_model(tmp_path / "model", tied=True)
-    first, second = (compress(case, model, tmp_path / name) for name in ("first", "second"))
+    first, second = (compress(case, model, tmp_path / name, fresh=True) for name in ("first", "second"))
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     run_python("gptqmodel", TRANSFORMERS_5, first, tmp_path / "new.pt")

@@ -130,7 +130,7 @@ def test_what_is_stored(found, folder):
 
 
 def test_the_same_bytes_in_another_process(tmp_path, model, found, folder):
-    again = compress(make_case("hqq", CASES["three"]), model, tmp_path / "again")
+    again = compress(make_case("hqq", CASES["three"]), model, tmp_path / "again", fresh=True)
     assert sha256_tree(again) == sha256_tree(folder / "three")
 
 

@@ -13,12 +13,10 @@ from sources_servers import Behaviour, model_files, safetensors_bytes, serve, sp
 from scorecard.errors import SourceError, VerificationError
 from scorecard.sources import fetch, manifest_sha256, transfer
 
-boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
-
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
+    moto_server = pytest.importorskip("moto.server")  # seconds: not where tests are only collected
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -39,6 +37,7 @@ def settings(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture
 def bucket(endpoint: str, request: pytest.FixtureRequest) -> Any:
+    boto3 = pytest.importorskip("boto3")
     name = "b" + str(abs(hash(request.node.name)))
     created = boto3.resource("s3").Bucket(name)
     created.create()

@@ -22,8 +22,6 @@ from hypothesis import strategies as st
 
 from scorecard.__main__ import main
 from scorecard.errors import ScorecardError
-from scorecard.manifest import Claims, Manifest, TaskClaim
-from scorecard.spec import EvalSpec, to_json
 from scorecard.submission import REQUIRED, submit
 from scorecard.token_scan import looks_random, scan
 from scorecard.unpack import unpack
@@ -46,14 +44,7 @@ TOKENS = {
 @pytest.fixture
 def frozen(tmp_path: Path) -> Path:
     """A frozen folder with claims that nobody measured."""
-    folder = small_frozen.write_code(tmp_path / "user")
-    task = TaskClaim("acc", 0.5, 0.1, 10)
-    claims = Claims(13, 0.5, 0.1, None, None, None, {"tiny_pairs": task})
-    model = {"id": "test.small@1", "source": "path:somewhere"}
-    config = {"name": "hash", "runner": "custom", "options": {}}
-    manifest = Manifest("test.small@1-hash", model, config, EvalSpec(("tiny_pairs",)), claims, "0.4.13")
-    small_frozen.write_manifest(folder, to_json(manifest))
-    return folder
+    return small_frozen.unmeasured(tmp_path / "user")
 
 
 def again(folder: Path) -> None:

@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 import small_frozen
 
-from scorecard import sandbox, verify_command
-from scorecard.errors import ManifestError
 from scorecard.machine import ROOT
 from scorecard.verification import verify
 from scorecard.verified import Report, VerifyOptions
 
-pytestmark = pytest.mark.skipif(sandbox.why_not() is not None, reason=f"no box here: {sandbox.why_not()}")
+pytestmark = [pytest.mark.backend, pytest.mark.usefixtures("box")]
 
 PAGE = (ROOT / "docs" / "verifying.md").read_text(encoding="utf-8")
 
@@ -254,44 +252,6 @@ def test_a_rebuild_that_fails(code: str, line: str, honest: Path, tmp_path: Path
     assert told["rebuild"].startswith(line), told["rebuild"]
 
 
-# -- manifests that cannot be ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: m.pop("claims"), "claims is missing"),
-        (lambda m: m.update(more=1), "more is unknown"),
-        (lambda m: m["claims"].update(size_bytes="13"), "claims.size_bytes: is no int"),
-        (lambda m: m["claims"].update(size_bytes=True), "claims.size_bytes: True cannot be"),
-        (lambda m: m.update(schema=2), "schema is not 1"),
-        (lambda m: m.update(artifact_folder="../.."), "artifact_folder: ../.. is no path in the folder"),
-        (lambda m: m["evaluation"].update(tasks=["/etc/passwd"]), "/etc/passwd is no name of a task"),
-        (lambda m: m["evaluation"].update(num_fewshot=10**6), "evaluation.num_fewshot: 1000000 is out of"),
-        (lambda m: m["claims"].update(score=1e300), "claims.score: 1e+300 cannot be"),
-    ],
-)
-def test_a_manifest_that_cannot_be_is_refused(
-    change: Callable[[dict[str, Any]], Any], message: str, honest: Path, tmp_path: Path
-) -> None:
-    folder = small_frozen.changed(honest, tmp_path / "user", lambda folder, manifest: None)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ManifestError) as error:
-        run(folder, tmp_path)
-    assert message in str(error.value)
-    assert str(error.value).isprintable()
-
-
-@pytest.mark.parametrize("text", ["[" * 10**5, '{"schema": NaN}', '{"schema": 1, "schema": 1}', "\xff", "7"])
-def test_what_is_no_manifest_is_refused(text: str, honest: Path, tmp_path: Path) -> None:
-    folder = small_frozen.changed(honest, tmp_path / "user", lambda folder, manifest: None)
-    (folder / "manifest.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ManifestError):
-        run(folder, tmp_path)
-
-
 # -- the command -------------------------------------------------------------------------------------
 
 
@@ -315,13 +275,3 @@ def test_the_command_prints_json(honest: Path, tmp_path: Path) -> None:
     assert {"claim": "size", "holds": True, "text": "13 bytes", "details": []} in told["verdicts"]
     for key in (*told, *told["measured"], *told["settings"]):
         assert f"`{key}`" in PAGE, key
-
-
-def test_every_option_is_described() -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    verify_command.add_arguments(parser)
-    for action in parser._actions:
-        for option in action.option_strings:
-            assert option in ("-h", "--help") or f"`{option}" in PAGE, option

@@ -25,7 +25,7 @@ from scorecard.supervise import descendants
 from scorecard.verification import verify
 from scorecard.verified import Report, VerifyOptions
 
-pytestmark = pytest.mark.skipif(sandbox.why_not() is not None, reason=f"no box here: {sandbox.why_not()}")
+pytestmark = [pytest.mark.backend, pytest.mark.usefixtures("box")]
 
 LIMITS = BoxLimits(
     wall_seconds=60, cpu_seconds=60, memory_bytes=1 << 30, processes=40, scratch_bytes=16 << 20, open_files=64
