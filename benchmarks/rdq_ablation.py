@@ -16,6 +16,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from transformers import AutoTokenizer
 
 from rdq import calibration, side
 from rdq.compress import Compressor, Options
+from rdq.lengths import entropy_bits
 from rdq.matrices import Matrix
-from rdq.quantize import Quantized, Settings, entropy_bits
+from rdq.quantize import Quantized, Settings
 from rdq.report import Report
 from rdq.statistics import Statistics
 
@@ -108,7 +110,7 @@ VARIANTS = (
     Variant("scalar quantizer (1 state)", Settings(states=1), scale=1.4),
     Variant("one pass, Gaussian code lengths", Settings(passes=1)),
     Variant("no steps by row", change=_even_rows),
-    Variant("each matrix on its own instead of one trade-off", change=_by_output_power, scale=1000.0),
+    Variant("each matrix on its own instead of one trade-off", change=_by_output_power, scale=50.0),
     Variant("embedding and lm_head in 16 bits", change=_outer_as_it_is),
     Variant("embedding and lm_head in 8 bits, rounded", change=_outer_in_eight_bits),
     Variant("with `drift: 0.5`", change=_with_drift),
@@ -180,14 +182,13 @@ def at(points: Sequence[Point], divergence: float) -> float:
     return float(np.exp(y[i - 1] + (aim - x[i - 1]) / (x[i] - x[i - 1]) * (y[i] - y[i - 1])))
 
 
-def repeat(compressor: Compressor, scratch: Path) -> Iterator[tuple[str, list[float]]]:
-    """(name, bytes at each of ``DIVERGENCES``) of every variant, the whole first."""
-    for name, points in with_contexts(compressor, scratch).items():
+def repeat(compressor: Compressor, only: str, scratch: Path) -> Iterator[tuple[str, list[float]]]:
+    """(name, bytes at each of ``DIVERGENCES``): the whole, then variants with ``only`` in their names."""
+    curves = list(with_contexts(compressor, scratch).items())
+    named = (variant for variant in VARIANTS if only in variant.name)
+    for name, points in chain(curves, ((v.name, curve(compressor, v, scratch)) for v in named)):
+        print(f"{name}:", ", ".join(f"{kl:.5f} at {size:.0f}" for kl, size in points), flush=True)
         yield name, [at(points, divergence) for divergence in DIVERGENCES]
-    for variant in VARIANTS:
-        points = curve(compressor, variant, scratch)
-        print(variant.name, [f"{kl:.5f} {size:.0f}" for kl, size in points], flush=True)
-        yield variant.name, [at(points, divergence) for divergence in DIVERGENCES]
 
 
 def table(repeats: Sequence[Mapping[str, Sequence[float]]]) -> Iterator[str]:
@@ -217,18 +218,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--samples", type=int, default=64, help="calibration sequences of a repeat")
     made.add_argument("--held", type=int, default=32, help="sequences that divergence is measured on")
     made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--seed", type=int, default=0, help="of the first repeat")
+    made.add_argument("--only", default="", metavar="WORDS", help="variants with these words in their names")
     given = made.parse_args(arguments)
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     length = Options().length
     everything = calibration.of_file(given.calibration, tokenizer, 10**6, length)
     repeats = []
-    for seed in range(given.repeats):
+    for seed in range(given.seed, given.seed + given.repeats):
         chosen = random.Random(seed).sample(everything, min(given.samples, len(everything)))
         compressor = Compressor(given.model, Options(calibration=chosen, seed=seed, damping=0.01))
         compressor.held = calibration.of_file(given.heldout, tokenizer, given.held, length)
         with tempfile.TemporaryDirectory() as scratch:
-            repeats.append(dict(repeat(compressor, Path(scratch))))
+            repeats.append(dict(repeat(compressor, given.only, Path(scratch))))
         for line in table(repeats):
             print(line, flush=True)
 

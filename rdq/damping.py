@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from rdq.coded import dequantize
 from rdq.importance import Read, settings_of
+from rdq.lengths import entropy_bits
 from rdq.matrices import Matrix
-from rdq.quantize import Settings, entropy_bits, prepare, quantize
+from rdq.quantize import Settings, prepare, quantize
 from rdq.statistics import Statistics
 
 CHOICES = 0.003, 0.01, 0.03, 0.1

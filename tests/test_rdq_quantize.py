@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rdq.coded import MAX_CODE, NEXT_STATE, QUANTIZER_OF_STATE, dequantize, quantizers
 from rdq.counting import magnitudes
 from rdq.errors import RdqError
-from rdq.quantize import Quantized, Settings, entropy_bits, prepare, prior_lengths, quantize
+from rdq.lengths import entropy_bits, prior_lengths
+from rdq.quantize import Quantized, Settings, prepare, quantize
 from rdq.statistics import Statistics
 from rdq.trellis import incoming, trellis_column
 
