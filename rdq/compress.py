@@ -224,4 +224,4 @@ class Compressor:
 
 def _needed_bytes(matrix: Matrix) -> int:
     """About what quantizing it takes, measured: float64 copies of its weights, and of H."""
-    return 40 * matrix.rows * matrix.columns + 60 * len(matrix.parts) * matrix.columns**2
+    return 40 * matrix.rows * matrix.columns + 50 * len(matrix.parts) * matrix.columns**2
