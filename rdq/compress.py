@@ -224,4 +224,4 @@ class Compressor:
 
 def _needed_bytes(matrix: Matrix) -> int:
     """About what quantizing it takes, measured: a float64 copy of its weights, and some of H."""
-    return 13 * matrix.rows * matrix.columns + 40 * len(matrix.parts) * matrix.columns**2
+    return 13 * matrix.rows * matrix.columns + 30 * len(matrix.parts) * matrix.columns**2
