@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from rdq import calibration as texts
 from rdq import damping
 from rdq.coded import dequantize
 from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
-from rdq.importance import MODES, settings_of, statistics_of
-from rdq.matrices import Matrix, files, matrices, read, stored, weight
-from rdq.modeling import load
+from rdq.importance import MODES, settings_of
+from rdq.matrices import Matrix, matrices, read, stored, weight
 from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize, some_rows
 from rdq.report import Report, Row, config, copy_tokenizer, report
-from rdq.statistics import Statistics, Sums, collect
+from rdq.statistics import Statistics
+from rdq.ways import way_of
 from rdq.writing import Writer
 
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
-KL_VALUES = 1 << 28  # of reference predictions kept
+AT_ONCE = 8 << 30  # bytes that matrices quantized at the same time may need; one always may
 SAMPLED = 8
 START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
 """The step constant to begin with, by mode: about that of 3 bits."""
 THREADS = os.cpu_count() or 1
-FULL_PRECISION = 2 * 10**9  # bytes of weights: larger models run in the type that they are stored in
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,9 @@ class Options:
     """How far each matrix is moved to make up for the errors of the blocks before it: 0 (not) to 1."""
     damping: float | None = None
     """Added to the diagonal of each H, in means of it; ``None``: measured on the sequences held back."""
+    offload: Path | bool | None = None
+    """Whether weights stay in their files but for one block at a time (docs/rdq.md), and where its scratch
+    files go (``True``: TMPDIR). ``None``: models of more than 2 GB, where there is no GPU."""
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
@@ -64,10 +66,10 @@ class Compressor:
         """Reads the model and runs it over the calibration text. Raises RdqError for what cannot be."""
         self.folder, self.options, self.settings = model_dir, options, options.settings
         self.tensors = stored(model_dir)
-        self._model = model = _load(model_dir)
+        self._way = way_of(model_dir, options.offload, drift=options.drift > 0)
+        model = self._way.model
         self._prepared: dict[str, Prepared] = {}
         self._kept = 0
-        self._reference: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
         self.matrices = matrices(model, self.tensors)
         if not self.matrices:
             raise RdqError(f"{model_dir}: holds no matrix to quantize; name the folder of a language model")
@@ -82,13 +84,8 @@ class Compressor:
 
     def _statistics(
         self, some: Sequence[Matrix], sequences: Sequence[Sequence[int]], mode: str
-    ) -> dict[str, Statistics]:
-        sums: Sums | None = None
-        if mode != "data-free":
-            addresses = {part.address for matrix in some for part in matrix.parts}
-            sensitivity, seed = mode == "sensitivity", self.options.seed
-            sums = collect(self._model, sequences, addresses, sensitivity=sensitivity, seed=seed)
-        return statistics_of(some, sums, mode, self.weight)
+    ) -> MutableMapping[str, Statistics]:
+        return self._way.statistics(some, sequences, mode, self.options.seed, self.weight)
 
     def _damping(self, sequences: int) -> float:
         if self.options.damping is not None:
@@ -129,15 +126,19 @@ class Compressor:
         self._prepared, self._kept = {}, 0
 
     def quantized(self, c: float, every: int = 1) -> Iterator[tuple[Matrix, Quantized]]:
-        """Every matrix with the step constant ``c``, in order; as many at once as there are cores.
+        """Every matrix with the step constant ``c``, in order; as many at once as there are cores and
+        ``AT_ONCE`` allows.
 
         ``every``: quantize only each so many-th row, which is enough to tell how many bits all would take.
         """
         with ThreadPoolExecutor(THREADS) as pool:
             coming: deque[Future[Quantized]] = deque()
             for number, matrix in enumerate(self.matrices):
-                while number + len(coming) < len(self.matrices) and len(coming) < THREADS:
+                while len(coming) < THREADS and number + len(coming) < len(self.matrices):
                     following = self.matrices[number + len(coming)]
+                    under_way = self.matrices[number : number + len(coming) + 1]
+                    if coming and sum(map(_needed_bytes, under_way)) > AT_ONCE:
+                        break
                     coming.append(pool.submit(self._quantize, following, c, every))
                 yield matrix, coming.popleft().result()
 
@@ -153,8 +154,8 @@ class Compressor:
 
     def drifted(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
         """As ``quantized``, but block after block, each made up for the errors of those before."""
-        streams = Streams(self._model, self.read_on)
-        groups = list(in_order(self._model, self.matrices))
+        streams = Streams(self._way.model, self.read_on)
+        groups = list(in_order(self._way.model, self.matrices))
         for number, group in groups:
             moments: dict[str, Moments] = {}
             if number is not None:
@@ -222,25 +223,9 @@ class Compressor:
 
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
-        if self._reference is None:
-            vocabulary = int(self._model.config.get_text_config().vocab_size)
-            most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
-            held = self.held[:most]
-            batches = [
-                torch.tensor(held[i : i + 8], device=self._model.device) for i in range(0, len(held), 8)
-            ]
-            self._reference = texts.predictions(self._model, batches), batches
-        model = load(folder, dtype=self._model.dtype).to(self._model.device)
-        return texts.divergence(self._reference[0], model, self._reference[1])
+        return self._way.divergence(folder, self.held)
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    try:
-        small = sum(path.stat().st_size for path in files(folder)) < FULL_PRECISION
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if small else "auto", local_files_only=True
-        )
-        model.set_experts_implementation("eager")  # one by one, so that the inputs of each are seen
-    except (OSError, ValueError) as error:
-        raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+def _needed_bytes(matrix: Matrix) -> int:
+    """About what quantizing it takes, measured: float64 copies of its weights, and of H."""
+    return 40 * matrix.rows * matrix.columns + 60 * len(matrix.parts) * matrix.columns**2

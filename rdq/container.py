@@ -148,7 +148,11 @@ class Container:
             with self.paths[number].open("rb") as file:
                 mapped = self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start = self._headers[number].data
-        return mapped[start + entry.begin : start + entry.end]
+        found = mapped[start + entry.begin : start + entry.end]
+        if hasattr(mmap, "MADV_DONTNEED"):  # or the whole file would come to count as memory of this process
+            first = (start + entry.begin) // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, first, start + entry.end - first)
+        return found
 
 
 def open_container(path: str | Path) -> Container:
