@@ -62,11 +62,21 @@ def token_stream(seed: int) -> Iterator[int]:
             yield CONFIG["eos_token_id"]
 
 
-def batches(seed: int, total: int, step: int = TOKENS_PER_STEP) -> Iterator[Tensor]:
-    """Int64 batches of shape (`step` / length, length), `total` tokens in all."""
+def batches(
+    seed: int, total: int, step: int = TOKENS_PER_STEP, time_gone: Callable[[], float] = lambda: 0.0
+) -> Iterator[Tensor]:
+    """Int64 batches of shape (`step` / length, length), at most `total` tokens in all.
+
+    A length also ends when its share of the time has gone (`time_gone`: 0 to 1), so that a short run gets to
+    the long sequences too.
+    """
     stream = token_stream(seed)
+    end = 0.0
     for share, length in PHASES:
+        end += share
         for _ in range(int(share * total / step)):
+            if time_gone() >= end:
+                break
             yield torch.tensor(list(itertools.islice(stream, step))).view(-1, length)
 
 
@@ -114,10 +124,12 @@ def train(
     both = optimizers(model, MUON_LR, ADAM_LR, torch.bfloat16 if bf16 else torch.float32)
     peaks = [group["lr"] for optimizer in both for group in optimizer.param_groups]
     start, done, report = time.monotonic(), 0, 0.0
-    for batch in batches(seed, total, step):
-        elapsed = (time.monotonic() - start) / 60
-        if elapsed >= minutes:
-            break
+
+    def minutes_gone() -> float:
+        return (time.monotonic() - start) / 60 if done else 0.0
+
+    for batch in batches(seed, total, step, lambda: minutes_gone() / minutes):
+        elapsed = minutes_gone()
         progress = max((done + batch.numel()) / total, elapsed / minutes)
         for peak, group in zip(peaks, (g for o in both for g in o.param_groups), strict=True):
             group["lr"] = peak * learning_rate_factor(progress)

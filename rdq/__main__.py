@@ -66,6 +66,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="PART",
         help="make up for the blocks before: 0 to 1, try 0.5",
     )
+    where = verb.add_mutually_exclusive_group()
+    where.add_argument(
+        "--offload",
+        type=Path,
+        metavar="FOLDER",
+        help="one block of the model in memory at a time, scratch files here; models of more than 2 GB do it "
+        "by themselves, in TMPDIR",
+    )
+    where.add_argument("--in-memory", dest="offload", action="store_const", const=False)
+    verb.add_argument(
+        "--damping", type=float, help="of the inputs' products, in means; default: measured on held-back text"
+    )
     verb.add_argument("--report", type=Path, metavar="FILE", help="JSON: bytes of every tensor")
     return made
 
@@ -94,6 +106,8 @@ def _compress(arguments: argparse.Namespace) -> list[Report]:
         length=arguments.length,
         seed=arguments.seed,
         drift=arguments.drift,
+        offload=arguments.offload,
+        damping=arguments.damping,
     )
     session = Session(arguments.model, options)
     if arguments.budget is None:

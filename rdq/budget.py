@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdq.compress import Compressor, Options
+from rdq.compress import START, Compressor, Options
 from rdq.errors import RdqError
 from rdq.report import Report
 from rdq.search import search
@@ -15,7 +15,6 @@ from rdq.search import search
 SIZE_TOLERANCE = 0.004
 KL_TOLERANCE = 0.04
 LARGE = 10**8  # weights
-START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
 
 
 @dataclass(frozen=True)

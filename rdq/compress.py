@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from rdq import calibration as texts
+from rdq import damping
 from rdq.coded import dequantize
 from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
-from rdq.importance import MODES, settings_of, statistics_of
-from rdq.matrices import Matrix, files, matrices, read, stored
-from rdq.modeling import load
-from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize
+from rdq.importance import MODES, settings_of
+from rdq.matrices import Matrix, matrices, read, stored, weight
+from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize, some_rows
 from rdq.report import Report, Row, config, copy_tokenizer, report
-from rdq.statistics import Statistics, Sums, collect
+from rdq.statistics import Statistics
+from rdq.ways import way_of
 from rdq.writing import Writer
 
 KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
-KL_VALUES = 1 << 28  # of reference predictions kept
+AT_ONCE = 8 << 30  # bytes that matrices quantized at the same time may need; one always may
 SAMPLED = 8
+START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
+"""The step constant to begin with, by mode: about that of 3 bits."""
 THREADS = os.cpu_count() or 1
-FULL_PRECISION = 2 * 10**9  # bytes of weights: larger models run in the type that they are stored in
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,16 @@ class Options:
     seed: int = 0
     drift: float = 0.0
     """How far each matrix is moved to make up for the errors of the blocks before it: 0 (not) to 1."""
+    damping: float | None = None
+    """Added to the diagonal of each H, in means of it; ``None``: measured on the sequences held back."""
+    offload: Path | bool | None = None
+    """Whether weights stay in their files but for one block at a time (docs/rdq.md), and where its scratch
+    files go (``True``: TMPDIR). ``None``: models of more than 2 GB, where there is no GPU."""
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
+        if self.damping is not None and not 0 < self.damping <= 1:
+            raise RdqError(f"damping: {self.damping} is not above 0 and at most 1; write 0.01")
         if self.mode not in MODES:
             raise RdqError(f"mode: '{self.mode}' is unknown; write one of {', '.join(MODES)}")
 
@@ -57,10 +66,10 @@ class Compressor:
         """Reads the model and runs it over the calibration text. Raises RdqError for what cannot be."""
         self.folder, self.options, self.settings = model_dir, options, options.settings
         self.tensors = stored(model_dir)
-        self._model = model = _load(model_dir)
+        self._way = way_of(model_dir, options.offload, drift=options.drift > 0)
+        model = self._way.model
         self._prepared: dict[str, Prepared] = {}
         self._kept = 0
-        self._reference: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
         self.matrices = matrices(model, self.tensors)
         if not self.matrices:
             raise RdqError(f"{model_dir}: holds no matrix to quantize; name the folder of a language model")
@@ -70,12 +79,24 @@ class Compressor:
         last = max(1, len(sequences) // 8)
         self.held = sequences[-last:]  # what divergence is measured on; not calibrated on
         self.read_on = sequences[:-last] or sequences
-        sums: Sums | None = None
-        if options.mode != "data-free":
-            addresses = {matrix.address for matrix in self.matrices}
-            sensitivity = options.mode == "sensitivity"
-            sums = collect(model, self.read_on, addresses, sensitivity=sensitivity, seed=options.seed)
-        self.statistics = statistics_of(self.matrices, sums, options.mode, self.weight)
+        self.statistics = self._statistics(self.matrices, self.read_on, options.mode)
+        self.settings = replace(self.settings, damping=self._damping(len(sequences)))
+
+    def _statistics(
+        self, some: Sequence[Matrix], sequences: Sequence[Sequence[int]], mode: str
+    ) -> MutableMapping[str, Statistics]:
+        return self._way.statistics(some, sequences, mode, self.options.seed, self.weight)
+
+    def _damping(self, sequences: int) -> float:
+        if self.options.damping is not None:
+            return self.options.damping
+        if self.options.mode == "data-free" or sequences < 2:  # nothing was held back
+            return self.settings.damping
+        return damping.chosen(
+            self.matrices, self.statistics, self.weight,
+            lambda some: self._statistics(some, self.held, "calibrated"), START[self.options.mode],
+            self.settings,
+        )  # fmt: skip
 
     def _sequences(self, model: PreTrainedModel) -> list[list[int]]:
         o = self.options
@@ -89,8 +110,7 @@ class Compressor:
 
     def weight(self, matrix: Matrix) -> torch.Tensor:
         """As [rows, columns]."""
-        tensor = read(self.tensors[matrix.name], matrix.name)
-        return tensor.T if matrix.turned else tensor
+        return weight(self.tensors, matrix)
 
     def _prepare(self, matrix: Matrix) -> Prepared:
         if matrix.name in self._prepared:
@@ -106,32 +126,36 @@ class Compressor:
         self._prepared, self._kept = {}, 0
 
     def quantized(self, c: float, every: int = 1) -> Iterator[tuple[Matrix, Quantized]]:
-        """Every matrix with the step constant ``c``, in order; as many at once as there are cores.
+        """Every matrix with the step constant ``c``, in order; as many at once as there are cores and
+        ``AT_ONCE`` allows.
 
         ``every``: quantize only each so many-th row, which is enough to tell how many bits all would take.
         """
         with ThreadPoolExecutor(THREADS) as pool:
             coming: deque[Future[Quantized]] = deque()
             for number, matrix in enumerate(self.matrices):
-                while number + len(coming) < len(self.matrices) and len(coming) < THREADS:
+                while len(coming) < THREADS and number + len(coming) < len(self.matrices):
                     following = self.matrices[number + len(coming)]
+                    under_way = self.matrices[number : number + len(coming) + 1]
+                    if coming and sum(map(_needed_bytes, under_way)) > AT_ONCE:
+                        break
                     coming.append(pool.submit(self._quantize, following, c, every))
                 yield matrix, coming.popleft().result()
 
     def _quantize(self, matrix: Matrix, c: float, every: int) -> Quantized:
-        weight, prepared = self.weight(matrix), self._prepare(matrix)
+        values, prepared = self.weight(matrix), self._prepare(matrix)
         if every > 1:
-            rows = slice(every // 2 if every < matrix.rows else 0, None, every)
-            weight, prepared = weight[rows], replace(prepared, row=prepared.row[rows])
+            values = some_rows(values, len(prepared.innovation), every)
+            prepared = prepared.every(every)
         try:
-            return quantize(weight, prepared, c, settings_of(matrix, self.settings))
+            return quantize(values, prepared, c, settings_of(matrix, self.settings))
         except RdqError as error:
             raise RdqError(f"{matrix.name}: {error}") from None
 
     def drifted(self, c: float) -> Iterator[tuple[Matrix, Quantized]]:
         """As ``quantized``, but block after block, each made up for the errors of those before."""
-        streams = Streams(self._model, self.read_on)
-        groups = list(in_order(self._model, self.matrices))
+        streams = Streams(self._way.model, self.read_on)
+        groups = list(in_order(self._way.model, self.matrices))
         for number, group in groups:
             moments: dict[str, Moments] = {}
             if number is not None:
@@ -153,8 +177,8 @@ class Compressor:
         settings = settings_of(matrix, self.settings)
         known = self.statistics[matrix.name]
         prepared = prepare(Statistics(moments.mixed(known.hessian), known.sensitivity), settings)
-        weight = self.weight(matrix).to(moments.own.device)
-        return quantize(moments.corrected(weight, self.options.drift), prepared, c, settings)
+        values = self.weight(matrix).to(moments.own.device)
+        return quantize(moments.corrected(values, self.options.drift), prepared, c, settings)
 
     def estimated_bits(self, c: float) -> float:
         """About how many bits per weight ``c`` would take, from one row in ``SAMPLED``."""
@@ -178,7 +202,9 @@ class Compressor:
                 if name not in names and not (self.tied and name == "lm_head.weight"):
                     writer.add_plain(name, read(path, name))
             for matrix, found in self.drifted(c) if self.options.drift else self.quantized(c):
-                writer.add_matrix(matrix.name, found.coded, transposed=matrix.turned)
+                writer.add_matrix(
+                    matrix.name, found.coded, stack=max(1, len(matrix.stack)), transposed=matrix.turned
+                )
                 predicted[matrix.name] = matrix, found.predicted_bytes
             written = writer.close(config(self.folder))
         copy_tokenizer(self.folder, out)
@@ -197,24 +223,9 @@ class Compressor:
 
     def divergence(self, folder: Path) -> float:
         """Mean KL(original || compressed) in nats per token, on ``held``, the last eighth of the text."""
-        if self._reference is None:
-            vocabulary = int(self._model.config.get_text_config().vocab_size)
-            most = max(1, KL_VALUES // vocabulary // len(self.held[0]))
-            held = self.held[:most]
-            batches = [
-                torch.tensor(held[i : i + 8], device=self._model.device) for i in range(0, len(held), 8)
-            ]
-            self._reference = texts.predictions(self._model, batches), batches
-        model = load(folder, dtype=self._model.dtype).to(self._model.device)
-        return texts.divergence(self._reference[0], model, self._reference[1])
+        return self._way.divergence(folder, self.held)
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    try:
-        small = sum(path.stat().st_size for path in files(folder)) < FULL_PRECISION
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32 if small else "auto", local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise RdqError(f"{folder}: does not load ({error})".splitlines()[0]) from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+def _needed_bytes(matrix: Matrix) -> int:
+    """About what quantizing it takes, measured: float64 copies of its weights, and of H."""
+    return 40 * matrix.rows * matrix.columns + 60 * len(matrix.parts) * matrix.columns**2

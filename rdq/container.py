@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rdq.coded import CodedMatrix
-from rdq.coding import decode, decode_weights, parse
+from rdq.coding import Header, decode, decode_weights, parse
 from rdq.errors import RdqError
 from rdq.headers import SUFFIX, Entry, FileHeader, read_header
 from rdq.tables import Tables
@@ -81,7 +81,13 @@ class Container:
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the tensor's weights."""
         _, entry = self._entry(name)
-        return entry.shape if entry.crc is not None else parse(self._bytes(name), self.where(name)).shape
+        return entry.shape if entry.crc is not None else self.header(name).shape
+
+    def header(self, name: str) -> Header:
+        """What a coded tensor says of itself: how its matrix lies in the weights, what it is coded with."""
+        if self._entry(name)[1].crc is not None:
+            raise RdqError(f"{self.where(name)}: stored as it is, not coded; read it with `read`")
+        return parse(self._bytes(name), self.where(name))
 
     def read_matrix(self, name: str, *, threads: int = 1) -> CodedMatrix:
         """A coded tensor's indices and steps."""
@@ -142,7 +148,11 @@ class Container:
             with self.paths[number].open("rb") as file:
                 mapped = self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start = self._headers[number].data
-        return mapped[start + entry.begin : start + entry.end]
+        found = mapped[start + entry.begin : start + entry.end]
+        if hasattr(mmap, "MADV_DONTNEED"):  # or the whole file would come to count as memory of this process
+            first = (start + entry.begin) // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, first, start + entry.end - first)
+        return found
 
 
 def open_container(path: str | Path) -> Container:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rdq.chain import blocks
 from rdq.errors import RdqError
 from rdq.matrices import Matrix
 from rdq.statistics import batches
@@ -163,14 +164,6 @@ def _add(
 def _first(output: Any) -> Hidden:
     hidden: Hidden = output[0] if isinstance(output, tuple) else output
     return hidden
-
-
-def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of modules that holds the most parameters. Raises RdqError where there is none."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise RdqError("drift: this model has no list of blocks; leave drift out")
-    return max(lists, key=lambda one: sum(parameter.numel() for parameter in one.parameters()))
 
 
 def in_order(

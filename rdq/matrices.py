@@ -18,10 +18,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rdq.errors import RdqError
+from rdq.stacked import addresses, layouts
 from rdq.statistics import Key
 
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)(\.\w*)?\.weight$")
+FLOATS = "BF16", "F16", "F32"
 SMALLEST = 1024  # weights: less is not worth the side information
+NARROWEST = 16  # of either side of a stacked matrix: less is a convolution's kernel
 Fingerprint = tuple[tuple[int, ...], bytes]
 
 
@@ -31,7 +34,8 @@ class Matrix:
 
     ``kind``: "body", "head", "embedding", or "tied" (one tensor for both). ``turned``: stored as [in, out].
     ``address``, ``outputs``: the weight of the running model that it is, or is a part of, beginning with row
-    ``first``.
+    ``first``. ``stack``: the addresses of its matrices, for a tensor of three dimensions, whose last two
+    ``shape`` has; ``number``: which of them, for one of ``parts``.
     """
 
     name: str
@@ -41,10 +45,13 @@ class Matrix:
     address: int = 0
     outputs: int = 0
     first: int = 0
+    stack: tuple[int, ...] = ()
+    number: int | None = None
 
     @property
     def rows(self) -> int:
-        return self.shape[1 if self.turned else 0]
+        """Of all matrices of a stack."""
+        return self.shape[1 if self.turned else 0] * max(1, len(self.stack))
 
     @property
     def columns(self) -> int:
@@ -53,6 +60,29 @@ class Matrix:
     @property
     def key(self) -> Key:
         return self.address, self.outputs
+
+    @property
+    def parts(self) -> list[Matrix]:
+        """The matrices of a stack, each on its own; for any other only itself."""
+        if not self.stack:
+            return [self]
+        return [
+            replace(self, name=f"{self.name}[{i}]", address=address, stack=(), number=i)
+            for i, address in enumerate(self.stack)
+        ]
+
+
+def weight(tensors: Mapping[str, Path], matrix: Matrix) -> torch.Tensor:
+    """As [rows, columns], from the files."""
+    name = matrix.name
+    if matrix.number is not None:
+        name = name.removesuffix(f"[{matrix.number}]")
+    with safe_open(tensors[name], "pt") as file:
+        found: torch.Tensor = (
+            file.get_tensor(name) if matrix.number is None else file.get_slice(name)[matrix.number]
+        )
+    found = found.transpose(-1, -2) if matrix.turned else found
+    return found.reshape(-1, matrix.columns) if matrix.stack else found
 
 
 def files(folder: Path) -> list[Path]:
@@ -85,13 +115,15 @@ def read(path: Path, name: str) -> torch.Tensor:
 def matrices(model: PreTrainedModel, tensors: Mapping[str, Path]) -> list[Matrix]:
     """What to quantize of the checkpoint that ``model`` was loaded from, in the order of ``tensors``."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    slices = _slices(model)
+    slices, stacks = _slices(model), _stacks(model, tensors)
     found = []
     for name, path in tensors.items():
         with safe_open(path, "pt") as file:
             part = file.get_slice(name)
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
-        if len(shape) != 2 or dtype not in ("BF16", "F16", "F32") or shape[0] * shape[1] < SMALLEST:
+        if dtype in FLOATS and name in stacks:
+            found.append(stacks[name])
+        if len(shape) != 2 or dtype not in FLOATS or shape[0] * shape[1] < SMALLEST:
             continue
         if _ROUTER.search(name):
             continue
@@ -124,6 +156,30 @@ def _of_module(
     if isinstance(module, torch.nn.Linear):
         return Matrix(name, shape, "head" if module is head else "body", address=address, outputs=shape[0])
     return None
+
+
+def _stacks(model: PreTrainedModel, tensors: Mapping[str, Path]) -> dict[str, Matrix]:
+    """The tensors of the checkpoint that are stacked matrices, as the model has them.
+
+    One that no product of a short run has met is taken for [out, in], if its name says that it is of experts.
+    """
+    found: dict[str, Matrix] = {}
+    candidates = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if name in tensors and parameter.ndim == 3 and min(parameter.shape[1:]) >= NARROWEST
+    ]
+    turned = layouts(model) if candidates else {}
+    for name, parameter in candidates:
+        stack = addresses(parameter)
+        seen = [turned[address] for address in stack if address in turned]
+        if not seen and ".experts." not in name:
+            continue
+        lying = seen[0] if seen else False
+        _, first, second = parameter.shape
+        outputs = second if lying else first
+        found[name] = Matrix(name, (first, second), "body", lying, stack[0], outputs, stack=tuple(stack))
+    return found
 
 
 def _slices(model: PreTrainedModel) -> dict[Fingerprint, Matrix]:

@@ -35,7 +35,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> PreTrainedM
     import transformers
 
     folder = Path(folder)
-    config = _config(folder)
+    config = plain_config(folder)
     names = getattr(config, "architectures", None) or [""]
     model_class = getattr(transformers, names[0], None)
     if model_class is None:
@@ -57,7 +57,7 @@ def load(folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> PreTrainedM
     return model.eval()
 
 
-def _config(folder: Path) -> Any:
+def plain_config(folder: Path) -> Any:
     """The configuration, without its word on quantization: what is loaded is a plain model."""
     import transformers
 

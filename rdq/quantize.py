@@ -10,7 +10,6 @@ one c for the whole model (the columns' part: WaterSIC, arXiv:2603.04956).
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,13 +31,12 @@ from rdq.coded import (
     spreads,
 )
 from rdq.errors import RdqError
+from rdq.lengths import entropy_bits, measured_lengths, prior_lengths, taper
 from rdq.statistics import Statistics
 from rdq.trellis import incoming, quantize_block
 
 Array = NDArray[Any]
 BLOCK = 128
-PRIOR_CODES = 24.0  # what a table of one matrix starts from: that many codes as the prior has them
-TAPER = 10, 18  # classes: from none of the code length to all of it
 ROOM = 0.85  # of the largest index: error feedback moves weights outwards
 
 
@@ -63,18 +61,55 @@ class Settings:
 class Prepared:
     """What the statistics say of a matrix, for any c.
 
-    ``factor`` float64 [columns, columns]: U with each row divided by its diagonal; ``innovation`` [columns]:
-    1 / U_jj; ``row`` [rows]: sensitivity^-1/2, nearer to its mean (``Settings``).
+    ``factor`` float64 [stack, columns, columns]: U with each row divided by its diagonal; ``innovation``
+    [stack, columns]: 1 / U_jj; ``row`` [stack * rows]: sensitivity^-1/2, nearer to its mean (``Settings``).
+    A stack is one tensor of several matrices (experts); it is 1 for any other.
     """
 
     factor: torch.Tensor
     innovation: Array
     row: Array
 
+    def every(self, step: int) -> Prepared:
+        """With each so many-th row of each matrix."""
+        return replace(self, row=some_rows(self.row, len(self.innovation), step))
+
+    def steps(self) -> tuple[Array, Array]:
+        """(of rows, of columns): what the step of a row and a column is the product of, but for c.
+
+        The columns' steps serve the whole stack: their geometric mean. What all steps of a matrix differ from
+        it goes to its rows.
+        """
+        if len(self.innovation) == 1:
+            return self.row, 1 / self.innovation[0]
+        logs = -np.log(self.innovation)
+        level = logs.mean(1) - logs.mean()
+        return self.row * np.repeat(np.exp(level), len(self.row) // len(level)), np.exp(logs.mean(0))
+
+
+def some_rows(values: Any, stack: int, step: int) -> Any:
+    """``values`` [stack * rows, ...] at each so many-th row of each matrix of the stack."""
+    parts = values.reshape(stack, len(values) // stack, *values.shape[1:])
+    some = parts[:, step // 2 if step < parts.shape[1] else 0 :: step]
+    return some.reshape(-1, *values.shape[1:])
+
 
 def prepare(statistics: Statistics, settings: Settings) -> Prepared:
     """Raises RdqError where H is not finite."""
-    hessian = statistics.hessian.double()
+    hessians = statistics.hessian if statistics.hessian.ndim == 3 else statistics.hessian[None]
+    sensitivity = np.maximum(np.asarray(statistics.sensitivity, np.float64), 0).reshape(len(hessians), -1)
+    inverses = torch.stack([_inverse_root(hessian, settings) for hessian in hessians])
+    diagonals = inverses.diagonal(dim1=1, dim2=2)
+    return Prepared(
+        factor=inverses / diagonals[:, :, None],
+        innovation=(1 / diagonals).numpy().copy(),
+        row=np.concatenate([_row_factors(rows, settings) for rows in sensitivity]),
+    )
+
+
+def _inverse_root(hessian: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """U, upper triangular, with ``(H + damping)^-1 = U^T U``."""
+    hessian = hessian.double()
     if not bool(torch.isfinite(hessian).all()):
         raise RdqError("statistics: not finite; use other calibration text, or --data-free")
     mean = float(hessian.diagonal().mean()) or 1.0
@@ -84,17 +119,8 @@ def prepare(statistics: Statistics, settings: Settings) -> Prepared:
     # H = R R^T with R upper triangular, from the Cholesky factor of H turned by 180 degrees; U = R^-1.
     turned = torch.linalg.cholesky(hessian.flip(0, 1))
     root = turned.flip(0, 1)
-    inverse = torch.linalg.solve_triangular(
-        root, torch.eye(len(root), dtype=root.dtype, device=root.device), upper=True
-    )
-    inverse = inverse.cpu()
-    diagonal = inverse.diagonal()
-    sensitivity = np.maximum(np.asarray(statistics.sensitivity, np.float64), 0)
-    return Prepared(
-        factor=inverse / diagonal[:, None],
-        innovation=(1 / diagonal).numpy().copy(),
-        row=_row_factors(sensitivity, settings),
-    )
+    unit = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    return torch.linalg.solve_triangular(root, unit, upper=True).cpu()
 
 
 def _row_factors(sensitivity: Array, settings: Settings) -> Array:
@@ -106,15 +132,17 @@ def _row_factors(sensitivity: Array, settings: Settings) -> Array:
 
 
 def quantize(weight: torch.Tensor, prepared: Prepared, c: float, settings: Settings) -> Quantized:
-    """``weight`` [rows, columns] with the steps ``c * row * U_jj``. Raises RdqError for weights not finite.
+    """``weight`` [stack * rows, columns] with the steps ``c * row * U_jj``.
+
+    Raises RdqError for weights not finite.
 
     A row whose codes would not fit gets wider steps instead of clipped weights.
     """
     matrix = weight.double().cpu().numpy()
     if not np.isfinite(matrix).all():
         raise RdqError("weights: not finite; repair the model first")
-    column = 1 / prepared.innovation
-    row = c * prepared.row
+    row, column = prepared.steps()
+    row = c * row
     largest = np.abs(matrix / column).max(1)
     reach = ROOM * MAX_CODE * (2 if settings.states > 1 else 1)
     for _ in range(64):
@@ -193,82 +221,59 @@ def _passes(matrix: Array, prepared: Prepared, c: float, steps: _Steps, settings
 def _feedback(
     matrix: Array, prepared: Prepared, c: float, coded: CodedMatrix, lengths: Array, settings: Settings
 ) -> tuple[NDArray[np.int16], NDArray[np.int64], NDArray[np.float16]]:
-    """Codes [rows, columns] by blocks of columns, their counts, and the centroids that they came to."""
-    rows, columns = matrix.shape
-    x = torch.from_numpy(np.ascontiguousarray(matrix.T))
-    steps = _Steps(coded.step, coded.row_scale, coded.column_scale)
+    """Codes [stack * rows, columns], their counts, and the centroids that they came to.
+
+    The matrices of a stack follow each other down the columns: each takes up the states of the trellis that
+    the one above it ended in.
+    """
+    codes = np.empty(matrix.shape, np.int16)
+    counts = np.zeros((CLASSES, 2, MAX_CODE + 1), np.int64)
+    shifts = np.zeros((2, 4, 2))
+    states = np.zeros(matrix.shape[1], np.int64)
+    costs = lengths * taper()[:, None, None]
+    stack = len(prepared.innovation)
+    for number, rows in enumerate(np.split(np.arange(len(matrix)), stack)):
+        part = slice(rows[0], rows[-1] + 1)
+        own = Prepared(prepared.factor[number], prepared.innovation[number], prepared.row[part])
+        codes[part] = _fed(matrix, own, c, coded, part, costs, settings, counts, shifts, states).T
+    return codes, counts, _centroids(shifts)
+
+
+def _fed(
+    matrix: Array, own: Prepared, c: float, coded: CodedMatrix, part: slice, costs: Array, settings: Settings,
+    counts: Array, shifts: Array, states: Array,
+) -> NDArray[np.int16]:  # fmt: skip
+    """Codes [columns, rows] of a part of the rows, by blocks of columns; the last three are added to.
+
+    ``own``: of these rows, without the dimension of the stack.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(matrix[part].T))
+    columns, rows = x.shape
+    steps = _Steps(coded.step, coded.row_scale[part], coded.column_scale)
     row_step, column_step = steps.row_factors(), steps.column_factors()
-    row_weight = (row_step / (c * prepared.row)) ** 2
-    column_weight = (column_step * prepared.innovation) ** 2
+    row_weight = (row_step / (c * own.row)) ** 2
+    column_weight = (column_step * own.innovation) ** 2
     trellis = NEXT_STATE[settings.states].astype(np.int64)
     quantizer_of = QUANTIZER_OF_STATE[settings.states].astype(np.int64)
     ways = incoming(trellis, quantizer_of) if settings.states > 1 else np.zeros((1, 2, 2), np.int64)
-    row_class = coded.row_spread.astype(np.int64) - CLASS_OFFSET
+    row_class = coded.row_spread[part].astype(np.int64) - CLASS_OFFSET
     column_class = coded.column_spread.astype(np.int64)
-    costs = lengths * _taper()[:, None, None]
     codes = np.empty((columns, rows), np.int16)
     errors = torch.empty((min(BLOCK, columns), rows), dtype=torch.float64)
-    counts = np.zeros((CLASSES, 2, MAX_CODE + 1), np.int64)
-    shifts = np.zeros((2, 4, 2))
     for start in range(0, columns, BLOCK):
         end = min(columns, start + BLOCK)
         quantize_block(
-            x[start:end].numpy(), prepared.factor[start:end, start:end].contiguous().numpy(), row_step,
+            x[start:end].numpy(), own.factor[start:end, start:end].contiguous().numpy(), row_step,
             column_step[start:end], row_weight, column_weight[start:end], row_class, column_class[start:end],
             costs, coded.centroids.astype(np.float64), settings.kappa, ways, quantizer_of, trellis,
-            codes[start:end], errors.numpy(), counts, shifts,
+            codes[start:end], errors.numpy(), counts, shifts, states[start:end],
         )  # fmt: skip
         if end < columns and settings.feedback:
-            x[end:].addmm_(prepared.factor[start:end, end:].T, errors[: end - start], alpha=-1)
-    return np.ascontiguousarray(codes.T), counts, _centroids(shifts)
-
-
-@functools.cache
-def _taper() -> Array:
-    """[CLASSES]: how much of its code length counts. Where most codes are zero less does: an error that saves
-    bits here is handed on to the columns after it, and costs bits there.
-    """
-    return np.clip((np.arange(CLASSES) - TAPER[0]) / (TAPER[1] - TAPER[0]), 0, 1)
+            x[end:].addmm_(own.factor[start:end, end:].T, errors[: end - start], alpha=-1)
+    return codes
 
 
 def _centroids(shifts: Array) -> NDArray[np.float16]:
     """How much nearer to zero than their points the weights of each quantizer and magnitude lie, in steps."""
     found = shifts[..., 0] / (shifts[..., 1] + 8.0)
     return np.clip(found, -1, 1).astype(np.float16)
-
-
-@functools.cache
-def prior_lengths(states: int) -> Array:
-    """Bits [CLASSES, 2, MAX_CODE + 1] of an index of a Gaussian whose standard deviation its class says."""
-    m = np.arange(MAX_CODE + 1.0)
-    lengths = np.empty((CLASSES, 2, MAX_CODE + 1))
-    for number in range(CLASSES):
-        deviation = 2.0 ** ((number - 20) / 4)
-        for quantizer in range(2):
-            points = m - 0.5 * quantizer * (m > 0) if states > 1 else m
-            lengths[number, quantizer] = _bits(np.exp(-0.5 * (points / max(deviation, 0.3)) ** 2))
-    return lengths
-
-
-def _bits(weights: Array) -> Array:
-    """Bits of each magnitude, with its sign, where these are its weights (unsigned)."""
-    signed = np.maximum(weights / weights.sum() if weights.sum() else weights, 2.0**-14)
-    bits: Array = -np.log2(signed / (signed[0] + 2 * signed[1:].sum()))
-    return bits
-
-
-def measured_lengths(counts: Array, states: int) -> Array:
-    """Bits [CLASSES, 2, MAX_CODE + 1] from counts of magnitudes, a few of the prior's among them."""
-    signed = np.where(np.arange(MAX_CODE + 1) > 0, 2.0, 1.0)
-    mixed = counts + PRIOR_CODES * 2.0 ** -prior_lengths(states) * signed
-    shares = mixed / mixed.sum(2, keepdims=True) / signed
-    lengths: Array = -np.log2(np.maximum(shares, 2.0**-20))
-    return lengths
-
-
-def entropy_bits(counts: Array) -> float:
-    """Bits of the codes that ``counts`` tells of, under a table of their own for each class and quantizer."""
-    flat = counts.reshape(-1, counts.shape[-1])
-    total = np.maximum(flat.sum(1, keepdims=True), 1)
-    logs = np.where(flat > 0, flat * np.log2(np.maximum(flat, 1) / total), 0)
-    return float(flat[:, 1:].sum() - logs.sum())

@@ -24,12 +24,18 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from rdq.stacked import PRODUCTS, apart, stacked_operands
+
 Key = tuple[int, int]  # address and number of outputs of a weight
+ROWS = 128  # tokens whose predictions are looked at together
 
 
 @dataclass
 class Statistics:
-    """``hessian`` [columns, columns] float32, which several matrices may share; ``sensitivity`` [rows]."""
+    """``hessian`` [columns, columns] float32, which several matrices may share; ``sensitivity`` [rows].
+
+    Of stacked matrices: [stack, columns, columns] and [stack * rows].
+    """
 
     hessian: torch.Tensor
     sensitivity: NDArray[np.float64]
@@ -41,6 +47,17 @@ class Inputs:
 
     products: torch.Tensor  # sum of x x^T [columns, columns]
     tokens: int = 0
+    _averaged: bool = False
+
+    def mean(self) -> torch.Tensor:
+        """E[x x^T], in the memory of the sum: all that share it get one tensor."""
+        if not self._averaged:
+            self.products /= max(1, self.tokens)
+            self._averaged = True
+        return self.products
+
+    def total(self) -> torch.Tensor:
+        return self.products * max(1, self.tokens) if self._averaged else self.products
 
 
 @dataclass
@@ -72,6 +89,7 @@ class Sums(TorchFunctionMode):
     looked: dict[int, Looked] = field(default_factory=dict)
     doubt: torch.Tensor | None = None  # sum of p (1 - p) [vocabulary]
     tokens: int = 0
+    watching: bool = True
     _last: tuple[torch.Tensor, Inputs] | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +98,12 @@ class Sums(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        stacks = stacked_operands(func, args) if self.watching else None
+        if stacks is not None and stacks[1].data_ptr() in self.wanted:
+            return apart(lambda x, w: self.__torch_function__(torch.matmul, (), (x, w)), *stacks)
         output = func(*args, **(kwargs or {}))
+        if not self.watching:
+            return output
         if func is functional.embedding:
             return self._look(args[0], args[1], output)
         found = _operands(func, args, kwargs or {})
@@ -88,6 +111,18 @@ class Sums(TorchFunctionMode):
             inputs, weight, turned = found
             self._note((weight.data_ptr(), int(weight.shape[1 if turned else 0])), inputs, output)
         return output
+
+    def forget(self) -> None:
+        """To be called after each forward pass: what was the last input."""
+        self._last = None
+
+    def predicted(self, logits: torch.Tensor) -> None:
+        """Adds what these predictions [tokens, vocabulary] tell; ends what belongs to their forward pass."""
+        self.forget()
+        self.tokens += len(logits)
+        p = logits.softmax(-1)
+        doubt = (p * (1 - p)).sum(0)
+        self.doubt = doubt if self.doubt is None else self.doubt + doubt
 
     def _note(self, key: Key, inputs: torch.Tensor, output: torch.Tensor) -> None:
         same = self._last if self._last is not None and self._last[0] is inputs else None
@@ -136,7 +171,7 @@ def _operands(
         return args[0], args[1] if len(args) > 1 else kwargs["weight"], False
     if func is torch.addmm and len(args) == 3:
         return args[1], args[2], True
-    if func in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__) and args[1].ndim == 2:
+    if func in PRODUCTS and args[1].ndim == 2:
         return args[0], args[1], True
     return None
 
@@ -160,23 +195,24 @@ def collect(
     for tokens in batches(sequences, batch, model.device):
         with sums, torch.set_grad_enabled(sensitivity):
             logits = model(tokens, use_cache=False).logits.float()
-        sums._last = None
-        sums.tokens += tokens.numel()
         flat = logits.reshape(-1, logits.shape[-1])
-        sums.doubt = _doubt(flat.detach()) + (0 if sums.doubt is None else sums.doubt)
+        parts = torch.split(flat.detach(), rows_of(tokens))
+        for part in parts:
+            sums.predicted(part)
         if sensitivity:
-            drawn = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
+            drawn = torch.cat([draw(part, generator) for part in parts])
             functional.cross_entropy(flat, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
     return sums
 
 
-def _doubt(logits: torch.Tensor) -> torch.Tensor:
-    """Sum of p (1 - p) over the tokens: what the loss curves by in each logit."""
-    total = torch.zeros(logits.shape[-1], device=logits.device)
-    for part in torch.split(logits, 1024):
-        p = part.softmax(-1)
-        total += (p * (1 - p)).sum(0)
-    return total
+def rows_of(tokens: torch.Tensor) -> int:
+    """How many tokens of a batch are looked at together: never more than one sequence has."""
+    return min(ROWS, tokens.shape[1])
+
+
+def draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A next token for each row of ``logits`` [tokens, vocabulary], from the model's own predictions."""
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
 def batches(sequences: Sequence[Sequence[int]], batch: int, device: torch.device) -> Iterable[torch.Tensor]:

@@ -73,8 +73,9 @@ def trellis_column(
     codes: Array,
     chosen: Array,
     decisions: Array,
+    start: int = 0,
 ) -> None:
-    """Codes of one column under a trellis.
+    """Codes of one column, or of a part of its rows, under a trellis that is in the state ``start`` above.
 
     ``z`` [rows]: weights in steps. ``weights`` [rows]: what a squared error of one step costs. ``classes``
     [rows]. ``lengths`` [classes, 2, MAX_CODE + 1]: bits of a magnitude, sign included. ``ways``: see above.
@@ -82,7 +83,7 @@ def trellis_column(
     """
     rows, states = z.shape[0], ways.shape[0]
     before = np.full(states, INFINITE)
-    before[0] = 0.0
+    before[start] = 0.0
     after = np.empty(states)
     best = np.empty(4, np.int64)
     cost = np.empty(4)
@@ -153,6 +154,7 @@ def quantize_block(
     errors: Array,
     counts: Array,
     shifts: Array,
+    states: Array,
 ) -> None:
     """Quantize the columns of a block one after the other, each making up for the errors of those before.
 
@@ -160,7 +162,8 @@ def quantize_block(
     divided by their diagonal. A weight of (row, column) is ``v * row_step[row] * column_step[column]``, a
     squared error of one step costs ``row_weight[row] * column_weight[column]``, and its class is the sum of
     ``row_class`` and ``column_class``, within the classes. Written are ``codes`` [columns, rows] int16 and
-    ``errors`` [columns, rows]; ``counts`` and ``shifts`` are added to, see ``_reconstruct``.
+    ``errors`` [columns, rows]; ``counts`` and ``shifts`` are added to, see ``_reconstruct``. ``states``
+    [columns] int64: those of the trellis before the first row, changed to those after the last.
     """
     columns, rows = x.shape
     z = np.empty(rows)
@@ -178,8 +181,12 @@ def quantize_block(
         if ways.shape[0] == 1:
             scalar_column(z, weights, classes, lengths, delta, kappa, own)
         else:
-            trellis_column(z, weights, classes, lengths, delta, kappa, ways, own, chosen, decisions)
-        _reconstruct(z, classes, delta, quantizer_of, next_state, own, weights, counts, shifts)
+            trellis_column(
+                z, weights, classes, lengths, delta, kappa, ways, own, chosen, decisions, states[column]
+            )
+        states[column] = _reconstruct(
+            z, classes, delta, quantizer_of, next_state, own, weights, counts, shifts, states[column]
+        )
         for row in range(rows):
             step = row_step[row] * column_step[column]
             errors[column, row] = x[column, row] - weights[row] * step
@@ -200,14 +207,14 @@ def _reconstruct(
     values: Array,
     counts: Array,
     shifts: Array,
-) -> None:
-    """What the codes of a column stand for, in steps, to ``values`` [rows].
+    state: int,
+) -> int:
+    """What the codes of a column stand for, in steps, to ``values`` [rows]; the state after the last row.
 
     Added to are ``counts`` [classes, 2, MAX_CODE + 1] of magnitudes, and ``shifts`` [2, 4, 2]: the sum of how
     much nearer to zero than their points the weights of a quantizer and magnitude lie, and their number.
     """
     states = next_state.shape[0]
-    state = 0
     for row in range(z.shape[0]):
         m = abs(codes[row])
         quantizer = quantizer_of[state]
@@ -221,3 +228,4 @@ def _reconstruct(
             shifts[quantizer, min(m, 3), 1] += 1
         value -= delta[quantizer, min(m, 3)]
         values[row] = 0.0 if m == 0 else (-value if codes[row] < 0 else value)
+    return state

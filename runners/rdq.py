@@ -70,6 +70,7 @@ class Runner(BaseRunner):
     """
 
     Options = Options
+    version = 2  # the damping is measured
 
     @property
     def calibrates(self) -> bool:

@@ -26,6 +26,7 @@ _SIDE = re.compile(
     r"(?:scales?(?:_inv|_2)?|global_scale|q?zeros?(?:_points?)?|g_idx|absmax|quant_map|SCB|format|shape"
     r"|shift|amax|nbits|axis|group_size|packing|min|codebooks?|lut|perm|permutation|row_offsets?|bitsandbytes__\w+)"
 )
+_CODED = "_rdq"  # what rdq adds to the name of a parameter that it has coded
 _HEADS = ("lm_head", "embed_out", "output_layer", "output")
 _BUFFERS = ("inv_freq", "masked_bias", "position_ids")
 _INDEX = "model.safetensors.index.json"
@@ -118,6 +119,7 @@ class Checkpoint:
 
     def _owner(self, name: str) -> str | None:
         """The longest beginning of the name that is a module, with or without a prefix of its own."""
+        name = name.removesuffix(_CODED)
         for spelling in (name, name.partition(".")[2], f"model.{name}", f"transformer.{name}"):
             end = len(spelling)
             while end > 0:

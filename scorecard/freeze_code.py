@@ -10,6 +10,7 @@ from typing import Any
 
 from runners import base
 from runners.base import BaseRunner
+from scorecard import libraries
 from scorecard.errors import SpecError
 from scorecard.extract import Key, extract
 from scorecard.spec import Case
@@ -19,10 +20,17 @@ SEAMS = "scorecard.frozen.seams"
 CASE: Key = ("scorecard.frozen.case", "CASE")
 PLACEHOLDER = "runners.baseline"  # the backend that the programs name
 #: Backends that have nothing to cut out, with the reason.
-NOT_COVERED = {
-    "fake": "it compresses nothing",
-    "rdq": "its code is a package of its own, which is not cut out",
-}
+NOT_COVERED = {"fake": "it compresses nothing"}
+#: Each program, and how many folders below the frozen folder it lies.
+PROGRAM_DEPTHS = {"compression/compress.py": 1, "user.py": 0}
+# What a program has in addition where it needs a package of ours that is not cut out (scorecard.libraries).
+WITH_LIBRARIES = """
+from pathlib import Path
+
+from scorecard.frozen.seams import package
+
+LIBRARIES = [package(name, Path(__file__).resolve().parents[{depth}]) for name in {names}]
+"""
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,17 @@ def programs(
     fields = {name: _default(value) for name, value in runner.frozen_options().items()}
     values = {options: fields, CASE: {"": _case(case, calibration, kind.__name__)}}
 
-    def cut(program: str) -> str:
-        text = (PROGRAMS / program).read_text(encoding="utf-8")
+    def cut(path: str, more: str = "") -> str:
+        text = (PROGRAMS / Path(path).name).read_text(encoding="utf-8") + more
         return extract(text.replace(PLACEHOLDER, f"runners.{name}"), moved, values)
 
-    return {"compression/compress.py": cut("compress.py"), "user.py": cut("user.py")}
+    found = {path: cut(path) for path in PROGRAM_DEPTHS}
+    if names := [library.name for library in libraries.needed(found.values())]:
+        found = {
+            path: cut(path, WITH_LIBRARIES.format(depth=depth, names=names))
+            for path, depth in PROGRAM_DEPTHS.items()
+        }
+    return found
 
 
 def evaluation() -> str:

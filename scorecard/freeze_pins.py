@@ -56,10 +56,30 @@ def requirements(runner: BaseRunner, more: Iterable[str] = ()) -> str:
     return HEADER + "\n".join(lines) + "\n"
 
 
-def direct(runner: BaseRunner, text: str) -> list[str]:
-    """Pins of what the folder's code itself imports: the dependencies in its pyproject.toml."""
+def transformers_version(runner: BaseRunner) -> str:
+    """In the environment that the runner names, as its lock says."""
+    if runner.environment != CORE:
+        locked = environments.versions(runner.environment, ["transformers"])
+        if locked:
+            return locked["transformers"]
+    return importlib.metadata.version("transformers")
+
+
+def distributions(imports: Iterable[str]) -> list[str]:
+    """The installed distributions of top-level modules. Raises SpecError for a module that has none."""
+    known = importlib.metadata.packages_distributions()
+    wanted = sorted(set(imports))
+    for name in wanted:
+        if name not in known:
+            raise SpecError(f"freeze: {name} is not installed; run 'python3 local.py scorecard doctor'")
+    return [known[name][0] for name in wanted]
+
+
+def direct(runner: BaseRunner, text: str, more: Iterable[str] = ()) -> list[str]:
+    """Pins of what the folder's code itself imports, ``more`` among it: the dependencies in its
+    pyproject.toml."""
     pins = locks.parse("requirements", text, "requirements.txt").pins
-    names = [_name(one) for one in (*NEEDED, *runner.requires)]
+    names = [_name(one) for one in (*NEEDED, *runner.requires, *more)]
     return [f"{name}=={pins[name]}" for name in dict.fromkeys(names) if name in pins]
 
 

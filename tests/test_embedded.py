@@ -275,6 +275,14 @@ def test_training_is_deterministic_and_learns() -> None:
     assert losses[0] == losses[1] > 5
 
 
+def test_a_training_cut_short_gets_to_the_long_sequences_too() -> None:
+    import train
+
+    gone = iter((0.0, 0.5, 0.8, 0.9, 0.95, 1.0))
+    shapes = [tuple(batch.shape) for batch in train.batches(1, 10**9, 512, lambda: next(gone))]
+    assert shapes == [(4, 128), (4, 128), (2, 256), (2, 256)]
+
+
 def test_a_model_of_another_shape_is_trained_and_saved(tmp_path: Path) -> None:
     import train
     from transformers import AutoModelForCausalLM

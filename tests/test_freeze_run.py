@@ -28,6 +28,7 @@ CONFIGS = {
     "gptq": "{runner: gptq, bits: 4, samples: 8, lm_head: true, dequantize: true}",
     "awq": "{runner: awq, bits: 4, samples: 8, dequantize: true}",
     "hqq": "{runner: hqq, bits: 4}",
+    "rdq": "{runner: rdq, bits: 3, samples: 8}",
     "quanto": "{runner: quanto, format: qint4}",
     "torchao": "{runner: torchao, format: intx, bits: 4, group_size: 64}",
     "modelopt": "{runner: modelopt, format: int4_awq, samples: 8}",

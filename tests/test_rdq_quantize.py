@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from rdq.coded import MAX_CODE, NEXT_STATE, QUANTIZER_OF_STATE, dequantize, quantizers
 from rdq.counting import magnitudes
 from rdq.errors import RdqError
-from rdq.quantize import Quantized, Settings, entropy_bits, prepare, prior_lengths, quantize
+from rdq.lengths import entropy_bits, prior_lengths
+from rdq.quantize import Quantized, Settings, prepare, quantize
 from rdq.statistics import Statistics
 from rdq.trellis import incoming, trellis_column
 
@@ -174,6 +175,40 @@ def test_a_block_takes_up_where_the_last_one_ended() -> None:
     plain = coded(weight, 0.2, how)
     alone = float(((weight.numpy() - dequantize(plain.coded)) ** 2).sum())
     assert loss == pytest.approx(alone, rel=0.25)
+
+
+def correlated(columns: int, seed: int) -> torch.Tensor:
+    """An H that few directions make up."""
+    mixing = torch.randn(columns, 8, generator=torch.Generator().manual_seed(seed))
+    return mixing @ mixing.T + 0.1 * torch.eye(columns)
+
+
+def lost(weight: torch.Tensor, found: Quantized, hessians: torch.Tensor) -> float:
+    away = (weight - torch.from_numpy(dequantize(found.coded)).double()).reshape(len(hessians), -1, 48)
+    return float(((away @ hessians.double()) * away).sum())
+
+
+def test_each_matrix_of_a_stack_has_its_own_feedback() -> None:
+    """Three experts in one tensor, whose trellis runs on from one to the next."""
+    hessians = torch.stack([correlated(48, seed) for seed in range(3)])
+    weight, rows = noise(3 * 40, 48), np.ones(3 * 40)
+    own = quantize(weight, prepare(Statistics(hessians, rows), USUAL), 0.5, USUAL)
+    others = quantize(weight, prepare(Statistics(hessians.roll(1, 0), rows), USUAL), 0.5, USUAL)
+    np.testing.assert_array_equal(own.counts, magnitudes(own.coded))
+    assert entropy_bits(own.counts) < 1.02 * entropy_bits(others.counts)
+    assert lost(weight, own, hessians) < 0.7 * lost(weight, others, hessians)
+
+
+def test_an_expert_that_matters_more_gets_finer_steps() -> None:
+    hessians = torch.stack([torch.eye(32), 16 * torch.eye(32)])
+    weight = noise(2 * 64, 32)
+    made = prepare(Statistics(hessians, np.ones(2 * 64)), USUAL)
+    found = quantize(weight, made, 0.3, USUAL)
+    away = (weight.numpy() - dequantize(found.coded)) ** 2
+    assert 12 < away[:64].mean() / away[64:].mean() < 20
+    some = made.every(8)
+    assert some.row.shape == (2 * 8,)
+    np.testing.assert_array_equal(some.row, made.row[4::8])
 
 
 def test_python_gives_the_codes_that_numba_gives() -> None:

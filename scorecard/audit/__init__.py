@@ -1,7 +1,8 @@
 """Did the compression really happen: what the artifact stores for each layer of the original.
 
 Only files are read, with numpy alone: headers, some rows of every weight, and all values once, a few
-megabytes at a time, for those that are not finite or all zero. Memory is bounded for a model of any size.
+megabytes at a time, for those that are not finite or all zero. Memory is bounded for a model of any size;
+entropy-coded matrices, which only ``rdq`` reads, are decoded whole, one at a time.
 
 ``numbers`` and ``grid`` decode; ``layouts*`` know the formats; ``layer`` and ``look`` say what is there;
 ``asked`` says what should be; ``compressed``, ``compared``, ``copies`` and ``values`` find where they differ.

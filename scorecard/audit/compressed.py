@@ -135,7 +135,8 @@ def _say(value: Any) -> str:
 def _wider_than_claimed(body: Sequence[Layer], bits: float | None, *, leaves_out: bool) -> Findings:
     """More than ``1.6 bits + 1`` per weight: room for scales of small groups, not for the next wider type.
 
-    Where the layout is known its codes were compared already; what counts here is what lies beside them.
+    Where the layout has codes of a known width they were compared already; what counts here is what lies
+    beside them. Entropy-coded layers share a budget: their mean counts.
     """
     if bits is None or not body:
         return
@@ -150,9 +151,9 @@ def _wider_than_claimed(body: Sequence[Layer], bits: float | None, *, leaves_out
         yield Finding("error", f"{some(twice)}: stored twice, as codes and as floats; drop the floats")
     if wide or twice or leaves_out or all(layer.uncompressed for layer in body):
         return
-    plain = [layer for layer in body if layer.plain and not layer.packed]
+    unsure = [layer for layer in body if not layer.packed or layer.packed.bits is None]
     mean = 8 * sum(layer.stored_bytes for layer in body) / sum(layer.module.parameters for layer in body)
-    if plain and mean > most:
+    if unsure and mean > most:
         yield Finding("error", f"artifact: the body takes {mean:.1f} bits per weight, {bits:g} claimed")
 
 

@@ -57,6 +57,7 @@ class Stored:
 
     ``bits`` is the width of a code; ``group_size`` counts input features that share a scale;
     ``held_in_bits`` is the room that each code takes in the file. ``read`` gives some rows of the grid.
+    ``drifts``: errors go where the layer's inputs do not see them, and may be larger than the weights.
     """
 
     format: str
@@ -65,3 +66,4 @@ class Stored:
     symmetric: bool | None = None
     held_in_bits: float | None = None
     read: Callable[[Ints], Grid] | None = None
+    drifts: bool = False

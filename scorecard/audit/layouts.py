@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from scorecard.audit import layouts_blocks, layouts_floats, layouts_integers, layouts_packed
+from scorecard.audit import layouts_blocks, layouts_floats, layouts_integers, layouts_packed, layouts_rdq
 from scorecard.audit.grid import Stored
 from scorecard.audit.parts import Parts
 from scorecard.checkpoint import is_side_data
@@ -30,6 +30,7 @@ FAMILIES: tuple[Callable[[Parts], Stored | None], ...] = (
     layouts_blocks.hqq,
     layouts_blocks.quanto,
     layouts_blocks.modelopt_int4,
+    layouts_rdq.rdq,
 )
 
 

@@ -33,6 +33,8 @@ class Look:
     ``rounding_difference``: share of codes that are clearly not what plain rounding of the original with
     the stored scales gives; ``None`` for plain floats. ``zeros``, ``original_zeros``: share of zero weights.
     ``levels``: for plain floats that lie on a grid, values in a group (at most), else ``None``.
+    ``cosine``: of the angle between W and Ŵ, 0 where either is zero; ``gain``: the factor a with which aW is
+    closest to Ŵ.
     """
 
     relative_error: float
@@ -41,6 +43,8 @@ class Look:
     zeros: float
     original_zeros: float
     levels: int | None
+    cosine: float
+    gain: float
 
     @property
     def same(self) -> bool:
@@ -84,6 +88,7 @@ def look(
         float((weights == 0).mean()),
         float((original == 0).mean()),
         levels,
+        *_direction(original, weights),
     )
 
 
@@ -99,6 +104,17 @@ def _error(original: Floats, weights: Floats) -> float:
     size = float(np.linalg.norm(original))
     away = float(np.linalg.norm(original - weights))
     return away / size if size else float(away > 0)
+
+
+def _direction(original: Floats, weights: Floats) -> tuple[float, float]:
+    """Cosine and gain."""
+    import numpy as np
+
+    size, here = float(np.linalg.norm(original)), float(np.linalg.norm(weights))
+    if not size or not here:
+        return 0.0, 0.0
+    cosine = float((original / size * (weights / here)).sum())
+    return cosine, cosine * here / size
 
 
 def _error_up_to_scales(original: Floats, weights: Floats) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,20 @@ def vision_rows(spec: Any) -> list[Any]:
 def function(reference: str, where: str) -> Any:
     """Ends the program: no case with a function of the user's own is frozen."""
     raise SystemExit(f"{where}: {reference} is not part of a frozen folder")
+
+
+def package(name: str, folder: Path) -> Any:
+    """Import the package ``name`` from ``folder``, without a look at what else is there or installed.
+
+    Where the folder has none (this file copied as ``lm_eval/models/user.py``), the installed one.
+    """
+    path = folder / name / "__init__.py"
+    if name in sys.modules or not path.is_file():
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path}: cannot be imported; unpack the folder again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
