@@ -360,7 +360,7 @@ def test_scales_moved_from_norms_into_weights_are_taken_out(tmp_path: Path, swap
     assert (row(result, LINEARS[0])["relative_error"] > 0.9) is swap
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(
         [("F16", 0x7C00), ("F16", 0xFE01), ("BF16", 0x7F80), ("BF16", 0xFFC0), ("F32", 0x7FC0_0000)]

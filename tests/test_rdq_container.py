@@ -173,6 +173,7 @@ def test_a_tensor_added_twice_is_refused_and_nothing_is_left(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.backend  # a process that imports torch
 def test_a_killed_writer_leaves_no_model(tmp_path: Path) -> None:
     program = (
         "import os, sys; sys.path.insert(0, 'tests'); from rdq_matrices import matrix\n"

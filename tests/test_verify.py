@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import small_frozen
 
+from scorecard.__main__ import main
 from scorecard.machine import ROOT
 from scorecard.verification import verify
 from scorecard.verified import Report, VerifyOptions
@@ -255,21 +256,10 @@ def test_a_rebuild_that_fails(code: str, line: str, honest: Path, tmp_path: Path
 # -- the command -------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_json(honest: Path, tmp_path: Path) -> None:
+def test_the_command_prints_json(honest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = small_frozen.pack(honest, tmp_path / "team-a.zip")
-    command = [
-        sys.executable,
-        "-m",
-        "scorecard",
-        "verify",
-        str(archive),
-        "--python",
-        sys.executable,
-        "--json",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    assert main(["verify", str(archive), "--python", sys.executable, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
     assert told["file"] == "team-a.zip"
     assert told["exit_code"] == 0
     assert {"claim": "size", "holds": True, "text": "13 bytes", "details": []} in told["verdicts"]
