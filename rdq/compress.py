@@ -18,6 +18,7 @@ from rdq.coded import dequantize
 from rdq.drift import Moments, Streams, in_order
 from rdq.errors import RdqError
 from rdq.importance import MODES, settings_of
+from rdq.kept import Kept
 from rdq.matrices import Matrix, matrices, read, stored, weight
 from rdq.quantize import Prepared, Quantized, Settings, prepare, quantize, some_rows
 from rdq.report import Report, Row, config, copy_tokenizer, report
@@ -25,7 +26,6 @@ from rdq.statistics import Statistics
 from rdq.ways import way_of
 from rdq.writing import Writer
 
-KEPT_BYTES = 2 << 30  # of prepared matrices, from one step constant to the next
 AT_ONCE = 8 << 30  # bytes that matrices quantized at the same time may need; one always may
 SAMPLED = 8
 START = {"sensitivity": 1.5e-4, "calibrated": 0.1, "data-free": 0.3}
@@ -68,8 +68,7 @@ class Compressor:
         self.tensors = stored(model_dir)
         self._way = way_of(model_dir, options.offload, drift=options.drift > 0)
         model = self._way.model
-        self._prepared: dict[str, Prepared] = {}
-        self._kept = 0
+        self._prepared = Kept(self._way.scratch)
         self.matrices = matrices(model, self.tensors)
         if not self.matrices:
             raise RdqError(f"{model_dir}: holds no matrix to quantize; name the folder of a language model")
@@ -113,17 +112,14 @@ class Compressor:
         return weight(self.tensors, matrix)
 
     def _prepare(self, matrix: Matrix) -> Prepared:
-        if matrix.name in self._prepared:
-            return self._prepared[matrix.name]
-        made = prepare(self.statistics[matrix.name], settings_of(matrix, self.settings))
-        self._kept += made.factor.nbytes
-        if self._kept < KEPT_BYTES:
-            self._prepared[matrix.name] = made
-        return made
+        return self._prepared.get(
+            matrix.name,
+            lambda: prepare(self.statistics[matrix.name], settings_of(matrix, self.settings)),
+        )
 
     def forget(self) -> None:
         """Drop what was prepared: to be called after a change of ``settings`` or ``statistics``."""
-        self._prepared, self._kept = {}, 0
+        self._prepared.forget()
 
     def quantized(self, c: float, every: int = 1) -> Iterator[tuple[Matrix, Quantized]]:
         """Every matrix with the step constant ``c``, in order; as many at once as there are cores and
@@ -228,4 +224,4 @@ class Compressor:
 
 def _needed_bytes(matrix: Matrix) -> int:
     """About what quantizing it takes, measured: float64 copies of its weights, and of H."""
-    return 40 * matrix.rows * matrix.columns + 60 * len(matrix.parts) * matrix.columns**2
+    return 40 * matrix.rows * matrix.columns + 50 * len(matrix.parts) * matrix.columns**2

@@ -120,7 +120,8 @@ def _inverse_root(hessian: torch.Tensor, settings: Settings) -> torch.Tensor:
     turned = torch.linalg.cholesky(hessian.flip(0, 1))
     root = turned.flip(0, 1)
     unit = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    return torch.linalg.solve_triangular(root, unit, upper=True).cpu()
+    inverse: torch.Tensor = torch.linalg.solve_triangular(root, unit, upper=True)
+    return inverse.cpu()
 
 
 def _row_factors(sensitivity: Array, settings: Settings) -> Array:

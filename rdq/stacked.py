@@ -79,7 +79,8 @@ def layouts(model: PreTrainedModel) -> Mapping[int, bool]:
     """Address of every weight that a few tokens reach -> whether it lies in memory as [in, out]."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     tokens = torch.arange(PROBED, device=model.device)[None] % vocabulary
-    with _Layouts() as seen:
+    seen = _Layouts()
+    with seen:
         model(tokens, use_cache=False)
     return seen.turned
 

@@ -33,9 +33,14 @@ T = TypeVar("T")
 
 
 class Way(Protocol):
-    """How a model runs. ``model``: what knows its modules, and may run in the usual way."""
+    """How a model runs.
+
+    ``model``: what knows its modules, and may run in the usual way. ``scratch``: a folder for what would be
+    too much in memory, where that matters.
+    """
 
     model: PreTrainedModel
+    scratch: Path | None
 
     def statistics(
         self, matrices: Sequence[Matrix], sequences: Sequences, mode: str, seed: int, read: Read
@@ -74,6 +79,8 @@ def _batches(model: PreTrainedModel, held: Sequences, device: torch.device) -> l
 class InMemory:
     """The whole model in memory, on the GPU if there is one; in float32 if it is small."""
 
+    scratch: Path | None = None
+
     def __init__(self, folder: Path) -> None:
         dtype = torch.float32 if _small(folder) else "auto"
         model: PreTrainedModel = _or_refused(
@@ -108,9 +115,11 @@ class Offloaded:
         """``scratch``: where to make a folder for files that are removed in the end; by default TMPDIR."""
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
-        self._scratch = tempfile.TemporaryDirectory(prefix="rdq-", dir=scratch)
+        self._scratch = tempfile.TemporaryDirectory(prefix="rdq-", dir=scratch)  # goes with this object
+        self.scratch: Path | None = Path(self._scratch.name)
+        self._folder = self.scratch
         self._dtype = torch.float32 if _small(folder) else torch.bfloat16
-        self._walk = _or_refused(folder, lambda: self._walk_of(folder, Path(self._scratch.name)))
+        self._walk = _or_refused(folder, lambda: self._walk_of(folder, self._folder))
         self.model = self._walk.chain.model
         self._reference: Path | None = None
 
@@ -118,7 +127,7 @@ class Offloaded:
         self, matrices: Sequence[Matrix], sequences: Sequences, mode: str, seed: int, read: Read
     ) -> MutableMapping[str, Statistics]:
         self._walk.maps.release()  # what was used to write text
-        shelf = Shelf(Path(tempfile.mkdtemp(prefix="hessians-", dir=self._scratch.name)))
+        shelf = Shelf(Path(tempfile.mkdtemp(prefix="hessians-", dir=self._folder)))
         importance = Importance(mode, read, shelf)
         if mode != "data-free":
             addresses = {part.address for matrix in matrices for part in matrix.parts}
@@ -132,12 +141,12 @@ class Offloaded:
     def divergence(self, folder: Path, held: Sequences) -> float:
         groups = _batches(self.model, held, torch.device("cpu"))
         if self._reference is None:
-            self._reference = Path(self._scratch.name) / "reference"
+            self._reference = self._folder / "reference"
             with self._reference.open("wb") as file:
                 for logits in self._walk.logits(groups):
                     file.write(logits.log_softmax(-1).numpy().tobytes())
         total, count = 0.0, 0
-        with tempfile.TemporaryDirectory(dir=self._scratch.name) as name, self._reference.open("rb") as file:
+        with tempfile.TemporaryDirectory(dir=self._folder) as name, self._reference.open("rb") as file:
             _unpack(folder, Path(name), self._dtype)
             for logits in self._walk_of(Path(name), Path(name)).logits(groups):
                 after = logits.log_softmax(-1)

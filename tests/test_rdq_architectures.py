@@ -99,7 +99,7 @@ def test_stacked_experts_in_the_other_modes(mode: str, tmp_path: Path) -> None:
     made = Compressor(tmp_path / "model", Options(mode=mode, samples=8, length=32))
     stacks = [matrix for matrix in made.matrices if matrix.stack]
     assert [seen(made, matrix) for matrix in stacks] == [mode == "calibrated"] * 4
-    report = made.compress({"calibrated": 0.01, "data-free": 0.1}[mode], tmp_path / "out")
+    report = made.compress({"calibrated": 0.0025, "data-free": 0.1}[mode], tmp_path / "out")
     assert report.kl is not None
-    assert report.kl < 0.15
+    assert report.kl < 0.2
     assert made.estimated_bits(report.c) == pytest.approx(report.bits, rel=0.15)

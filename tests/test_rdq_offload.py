@@ -13,13 +13,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import rdq
+import rdq.kept
 import rdq.ways
 from rdq.__main__ import main
 from rdq.chain import Chain
 from rdq.compress import Compressor, Options
 from rdq.errors import RdqError
+from rdq.kept import Kept
 from rdq.mapped import Held, load_mapped
 from rdq.matrices import files
+from rdq.quantize import Prepared
 from rdq.shelf import Pages, Shelf
 from rdq.statistics import Statistics
 from rdq.ways import InMemory, Offloaded, way_of
@@ -77,7 +80,7 @@ def test_what_is_written_is_as_good_both_ways(kind: str, tmp_path: Path) -> None
     assert there.weight_bytes == pytest.approx(here.weight_bytes, rel=2e-3)
     assert here.kl
     assert there.kl == pytest.approx(here.kl, rel=0.03)
-    again = Compressor(folder, Options(**options, offload=False)).divergence(tmp_path / "there")
+    again = made.divergence(tmp_path / "there")
     assert there.kl == pytest.approx(again, rel=1e-3)  # of one folder, measured both ways
     del made
     gc.collect()
@@ -232,3 +235,26 @@ def test_large_models_go_by_block_unless_told_otherwise(
     asked = ["compress", str(EMBEDDED), str(tmp_path / "out"), "--bits", "3", "--offload", str(tmp_path)]
     assert main([*asked, "--drift", "0.5"]) == 4
     assert "offload: drift needs the model in memory; leave one of them out" in capsys.readouterr().err
+
+
+def test_what_is_prepared_is_kept_in_files_where_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdq.kept, "KEPT_BYTES", 1000)
+    calls = []
+
+    def prepared() -> Prepared:
+        calls.append(len(calls))
+        return Prepared(torch.full((1, 10, 10), len(calls)).double(), np.ones((1, 10)), np.ones(3))
+
+    kept, without = Kept(tmp_path), Kept(None)
+    for _ in range(2):
+        for number, name in enumerate("abc"):
+            assert kept.get(name, prepared).factor.tolist() == [[[number + 1.0] * 10] * 10]
+    assert (calls, len(list(tmp_path.iterdir()))) == ([0, 1, 2], 2)
+    kept.forget()
+    assert list(tmp_path.iterdir()) == []
+    assert kept.get("a", prepared).factor[0, 0, 0] == 4
+    for name in "xyy":
+        without.get(name, prepared)
+    assert len(calls) == 7

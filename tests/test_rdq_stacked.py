@@ -55,7 +55,7 @@ def test_each_weight_of_a_stack_is_watched_on_its_own() -> None:
     addresses = [weight.data_ptr() for weight in weights]
     with Sums(addresses, True) as sums:
         output = torch.bmm(inputs.requires_grad_(), weights)
-    output.sum().backward()
+    output.sum().backward()  # type: ignore[no-untyped-call]
     first, second = (sums.sites[address, 4] for address in addresses)
     assert (first.inputs.tokens, second.inputs.tokens) == (4, 2)
     torch.testing.assert_close(first.inputs.products, inputs[0].T @ inputs[0])
