@@ -51,7 +51,7 @@ def pairs(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     return original, candidate
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pairs(), st.integers(1, 12))
 def test_the_full_divergence_lies_where_it_is_said_to_lie(
     pair: tuple[torch.Tensor, torch.Tensor], count: int

@@ -109,9 +109,24 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutated") / "models.yaml"
 
 
-@settings(max_examples=500, deadline=20_000, suppress_health_check=[HealthCheck.too_slow])
-@given(data=mutated_texts() | mutated_trees() | st.binary(max_size=60))
+QUIET = settings(deadline=20_000, suppress_health_check=[HealthCheck.too_slow])
+MUTATED = mutated_texts() | mutated_trees() | st.binary(max_size=60)
+
+
+@settings(QUIET, max_examples=120)
+@given(data=MUTATED)
 def test_a_mutated_file_gives_cases_or_one_line(path: Path, data: bytes) -> None:
+    cases_or_one_line(path, data)
+
+
+@pytest.mark.slow
+@settings(QUIET, max_examples=2000)
+@given(data=MUTATED)
+def test_any_of_two_thousand_mutated_files_gives_cases_or_one_line(path: Path, data: bytes) -> None:
+    cases_or_one_line(path, data)
+
+
+def cases_or_one_line(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     try:
         suite = load(path)

@@ -79,6 +79,7 @@ def test_panels_and_threads_do_not_change_the_bytes(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(not COMPILED, reason="there is nothing to compare: numba is not here")
+@pytest.mark.backend  # a process that imports torch
 def test_without_numba_the_bytes_are_the_same() -> None:
     program = (
         "import sys, zlib; sys.path.insert(0, 'tests'); from rdq_matrices import matrix, same\n"
