@@ -176,12 +176,23 @@ def test_no_build_computes_nothing_and_the_old_name_of_a_runner_works_and_says_s
 def test_ctrl_c_leaves_no_process_and_nothing_half_published(tmp_path: Path) -> None:
     bench_files.write_suite(tmp_path, {"bad": {"fail": "hang"}, "good": {}})
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *bench_files.options(tmp_path)]
-    process = subprocess.Popen([*command, "-k", FILES], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "-k", FILES],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     marker = str(tmp_path / "store" / "partial")
-    while not working_in(marker):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=30)[0]
+    try:
+        while not working_in(marker):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=30)[0]
+    finally:
+        process.kill()
     assert process.returncode == 2, output
     assert "KeyboardInterrupt" in output
     assert working_in(marker) == []
