@@ -134,7 +134,7 @@ def _compress(case: Case, model: Path, out: Path) -> None:
     runner.check_shapes(_hf.shapes(model, case))
     runner.compress()
     if wide:
-        narrowed(out, model)
+        _hf.store_as_original(model, out)
 
 
 def widened(model: Path, folder: Path) -> Path:
@@ -150,22 +150,6 @@ def widened(model: Path, folder: Path) -> Path:
         _set_dtype(partial, "float32")
         partial.rename(folder)
     return folder
-
-
-def narrowed(out: Path, model: Path) -> None:
-    """Give every tensor that the artifact has of the original the type that it has there."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    types = {name: t.dtype for path in _hf.weight_files(model) for name, t in load_file(path).items()}
-    for path in _hf.weight_files(out):
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata()
-        tensors = {name: t.to(types.get(name, t.dtype)) for name, t in load_file(path).items()}
-        save_file(tensors, path.with_suffix(".new"), metadata)
-        path.with_suffix(".new").replace(path)
-    dtype = json.loads((model / "config.json").read_text(encoding="utf-8"))["dtype"]
-    _set_dtype(out, dtype)
 
 
 def _set_dtype(folder: Path, dtype: str) -> None:

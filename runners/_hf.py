@@ -211,6 +211,61 @@ def weight_files(model_dir: Path) -> list[Path]:
     return found
 
 
+def store_as_original(model_dir: Path, output_model: Path) -> None:
+    """Give every floating-point tensor that an artifact has of the original the dtype that it has there.
+
+    A library that computes in float32 where the processor has no bfloat16 also saves in float32 what it
+    leaves alone; the bytes on disk must not depend on the machine. Each file is held in memory by itself.
+    """
+    import torch
+    from safetensors import safe_open
+
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    dtypes: dict[str, torch.dtype | None] = {}
+    for path in weight_files(model_dir):
+        with safe_open(str(path), framework="pt") as file:
+            dtypes |= {name: names.get(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+    for path in weight_files(output_model):
+        tensors, metadata = read_tensors(path)
+        wanted = {
+            name: dtype
+            for name, tensor in tensors.items()
+            if (dtype := dtypes.get(name)) and tensor.dtype.is_floating_point and tensor.dtype != dtype
+        }
+        if wanted:
+            tensors |= {name: tensors[name].to(dtype) for name, dtype in wanted.items()}
+            write_tensors(tensors, path, metadata)
+    original, config = (
+        json.loads((f / "config.json").read_text(encoding="utf-8")) for f in (model_dir, output_model)
+    )
+    said = {name: original[name] for name in ("dtype", "torch_dtype") if name in original and name in config}
+    _write_config(output_model / "config.json", config | said)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata."""
+    from safetensors.torch import load_file
+
+    return load_file(path), metadata_of(path)
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Replace ``path``, whose tensors may still be mapped."""
+    from safetensors.torch import save_file
+
+    new = path.with_name(f"{path.name}.new")
+    save_file(tensors, new, metadata=dict(metadata))
+    new.replace(path)
+
+
 def copy_side_files(model_dir: Path, output_model: Path, case: Case, *, config: bool = True) -> None:
     """Copy tokenizer, generation config and, if asked, config of the original over what a library wrote.
 
@@ -240,4 +295,8 @@ def _strip_origin(config: Path) -> None:
     # A library may note where it loaded the original from; the artifact must not lead back to it.
     content = json.loads(config.read_text(encoding="utf-8"))
     if content.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _write_config(config, content)
+
+
+def _write_config(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

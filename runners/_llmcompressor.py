@@ -50,8 +50,7 @@ def load_model(folder: Path, case: Case, kind: Any, **settings: Any) -> PreTrain
             local_files_only=True,
             trust_remote_code=case.model.trust_remote_code,
             use_safetensors=None if case.model.allow_pickle else True,
-            dtype=case.evaluation.dtype,
-            **{"device_map": device(), **settings},
+            **{"dtype": case.evaluation.dtype, "device_map": device(), **settings},
         )
     model, info = loaded
     if missing := sorted(info["missing_keys"]):

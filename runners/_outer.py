@@ -16,13 +16,12 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners._hf import empty_model, is_tied, weight_files
+from runners._hf import empty_model, is_tied, metadata_of, read_tensors, weight_files, write_tensors
 from runners._rounding import PARTS, Uniform, dequantize, note, quantize, stored_grid
 from scorecard.errors import ArtifactError
 from scorecard.spec import Case
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 KEY = "outer"  # of a file's metadata: JSON of what `pack` did there
@@ -59,7 +58,7 @@ def pack(case: Case, model_dir: Path, output_model: Path, bits: int | None, grou
     targets = names(empty_model(model_dir, case), tied=is_tied(model_dir, case))
     renamed: dict[str, tuple[str, ...]] = {}
     for path in weight_files(output_model):
-        tensors, metadata = _read(path)
+        tensors, metadata = read_tensors(path)
         packed = {}
         for name in sorted(targets & tensors.keys()):
             weight, stem = tensors.pop(name), name.removesuffix("weight")
@@ -71,7 +70,7 @@ def pack(case: Case, model_dir: Path, output_model: Path, bits: int | None, grou
         if packed:
             # One metadata key only: safetensors writes several in an order that differs from run to run.
             said = json.dumps({"metadata": metadata, "packed": packed}, sort_keys=True)
-            _write(tensors, path, {KEY: said})
+            write_tensors(tensors, path, {KEY: said})
     if not renamed:
         what = " and ".join(sorted(targets))
         raise ArtifactError(f"{output_model}: holds no plain {what}; write outer_bits: null")
@@ -81,7 +80,7 @@ def pack(case: Case, model_dir: Path, output_model: Path, bits: int | None, grou
 @functools.cache
 def restored(folder: Path) -> Path:
     """``folder`` as its backend wrote it: itself, or links to it beside files with plain outer weights."""
-    packed = {path: metadata for path in weight_files(folder) if KEY in (metadata := _metadata(path))}
+    packed = {path: metadata for path in weight_files(folder) if KEY in (metadata := metadata_of(path))}
     if not packed:
         return folder
     _folders.append(tempfile.TemporaryDirectory(prefix="scorecard-", ignore_cleanup_errors=True))
@@ -91,13 +90,13 @@ def restored(folder: Path) -> Path:
         if path not in packed:
             (view / path.name).symlink_to(path.resolve())
     for path, metadata in packed.items():
-        tensors, said = _read(path)[0], json.loads(metadata[KEY])
+        tensors, said = read_tensors(path)[0], json.loads(metadata[KEY])
         for name, noted in said["packed"].items():
             stem = name.removesuffix("weight")
             parts = {part: tensors.pop(stem + part) for part in PARTS if stem + part in tensors}
             tensors[name] = dequantize(parts, stored_grid(parts, noted[0]), tuple(noted))
             renamed |= {stem + part: (name,) for part in parts}
-        _write(tensors, view / path.name, said["metadata"])
+        write_tensors(tensors, view / path.name, said["metadata"])
     _rename_in_index(view / INDEX, renamed)
     return view
 
@@ -111,25 +110,3 @@ def _rename_in_index(path: Path, renamed: Mapping[str, tuple[str, ...]]) -> None
     index["weight_map"] = {new: file for name, file in files for new in renamed.get(name, (name,))}
     path.unlink()  # a link is replaced, not what it leads to
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata() or {})
-
-
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    from safetensors.torch import load_file
-
-    return load_file(path), _metadata(path)
-
-
-def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Replace ``path``, whose tensors may still be mapped."""
-    from safetensors.torch import save_file
-
-    new = path.with_name(f"{path.name}.new")
-    save_file(tensors, new, metadata=dict(metadata))
-    new.replace(path)

@@ -18,6 +18,7 @@ from runners._hf import (
     load_causal_lm,
     load_tokenizer,
     model_from_state,
+    store_as_original,
     to_lm,
     weight_files,
 )
@@ -187,11 +188,12 @@ class Runner(BaseRunner):
 
         tokenizer = load_tokenizer(self.model_dir, self.case)
         settings = {**self._settings(), **self._calibration(tokenizer)}
-        work = AutoRound(load_causal_lm(self.model_dir, self.case), tokenizer, **settings)
+        work = AutoRound(load_causal_lm(self.model_dir, self.case, dtype="auto"), tokenizer, **settings)
         with tempfile.TemporaryDirectory(dir=self.output_model) as scratch:
             work.quantize_and_save(scratch, format=self._format())
             _flatten(Path(scratch), self.output_model)
         copy_side_files(self.model_dir, self.output_model, self.case, config=False)
+        store_as_original(self.model_dir, self.output_model)
         o = self.options
         _outer.pack(self.case, self.model_dir, self.output_model, o.outer_bits, o.group_size)
 

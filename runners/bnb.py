@@ -114,7 +114,9 @@ class Runner(BaseRunner):
 
     def compress(self) -> None:
         with _block_size(self.options.block_size):
-            model = load_causal_lm(self.model_dir, self.case, quantization_config=self._config())
+            model = load_causal_lm(
+                self.model_dir, self.case, dtype="auto", quantization_config=self._config()
+            )
         # Before any forward pass: the CPU kernels repack the weights in place on their first use, and what is
         # saved after that loads as other weights.
         model.save_pretrained(self.output_model)

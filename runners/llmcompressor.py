@@ -224,7 +224,7 @@ class Runner(BaseRunner):
                 f"{where}.runner: llm-compressor passes over Conv1D, as GPT-2's; write runner: gptq"
             )
         kind = library.model_class(options.tracing_class or options.model_class, f"{where}.model_class")
-        model = library.load_model(self.model_dir, self.case, kind, **self._placement())
+        model = library.load_model(self.model_dir, self.case, kind, dtype="auto", **self._placement())
         recipe = options.steps(_heads(model))
         settings = {
             "pipeline": options.pipeline,

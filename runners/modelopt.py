@@ -112,7 +112,7 @@ class Runner(BaseRunner):
         from safetensors.torch import save_file
 
         torch.manual_seed(0)
-        model = load_causal_lm(self.model_dir, self.case)
+        model = load_causal_lm(self.model_dir, self.case, dtype="auto")
         sequences = self._sequences() if self.calibrates else []
 
         def run(model: Any) -> None:
