@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from runners import _outer
 from runners._calibration import token_lists
-from runners._hf import copy_side_files, device, load_tokenizer
+from runners._hf import copy_side_files, device, load_tokenizer, read_tensors, weight_files
+from runners._rebuild import evaluation_dtype
 from runners._shapes import Size, check_group_size, check_multiples
 from scorecard.errors import SpecError, nearest
 from scorecard.spec import Case
@@ -180,17 +181,26 @@ def load(case: Case, output_model: Path, method: str, *, dequantize: bool) -> An
 
     transformers' loader would leave a packed lm_head as a plain Linear with random weights, without a word.
     On a CPU the kernel is the plain torch one for every bit width, so that cases differ by method alone; with
-    CUDA the library chooses. ``dequantize`` puts plain Linears in place of the packed ones.
+    CUDA the library chooses. ``dequantize`` puts plain Linears in place of the packed ones, and so does
+    float32 for AWQ, whose kernels refuse it.
     """
+    import torch
+
     package = library()
     backend = _backend(package, method)
-    if device() == "cuda" and not dequantize:
+    dtype = evaluation_dtype(case)
+    wide = dtype == torch.float32
+    if device() == "cuda" and not (dequantize or wide):
         backend = package.BACKEND.AUTO
-    trust = case.model.trust_remote_code
+    settings: dict[str, Any] = {"dtype": dtype} if dtype and not wide else {}
+    folder, trust = _outer.restored(output_model), case.model.trust_remote_code
     model = package.GPTQModel.load(
-        str(_outer.restored(output_model)), backend=backend, device=device(), trust_remote_code=trust
+        str(folder), backend=backend, device=device(), trust_remote_code=trust, **settings
     ).model
-    if dequantize:
+    if wide:
+        model = model.float()
+        _read_scales(model, folder)
+    if dequantize or (wide and method == "awq"):
         _unpack(model)
     # lm-eval would read it as transformers' own GPTQ config, which refuses 5, 6 and 7 bits.
     model.config.quantization_config = None
@@ -199,6 +209,16 @@ def load(case: Case, output_model: Path, method: str, *, dequantize: bool) -> An
 
 def _backend(package: Any, method: str) -> Any:
     return package.BACKEND.AWQ_TORCH if method == "awq" else package.BACKEND.GPTQ_TORCH
+
+
+def _read_scales(model: nn.Module, folder: Path) -> None:
+    """Give packed layers the scales of the files: the loader rounds them to one 16-bit type."""
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+
+    stored = {name: t for path in weight_files(folder) for name, t in read_tensors(path)[0].items()}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseQuantLinear):
+            module.scales.data.copy_(stored[f"{name}.scales"])
 
 
 def _unpack(model: nn.Module) -> None:

@@ -41,9 +41,9 @@ class Runner(BaseRunner):
 
     `build.sh` runs in its own folder and finds the original in `$MODEL_DIR`, an empty folder for the
     result in `$OUTPUT_MODEL`, and this Python first on `$PATH`. `user.py` registers an lm-eval
-    model named `user` (or defines a class `UserLM`) that takes `pretrained=$OUTPUT_MODEL`; it is imported
-    from its folder and works unchanged as `lm_eval/models/user.py`. Every file of the folder is part of the
-    result's key.
+    model named `user` (or defines a class `UserLM`) that takes `pretrained=$OUTPUT_MODEL` and, where
+    `evaluation` says so, `max_length`, `add_bos_token` and `dtype`; it is imported from its folder and
+    works unchanged as `lm_eval/models/user.py`. Every file of the folder is part of the result's key.
     """
 
     Options = Options
@@ -95,9 +95,15 @@ class Runner(BaseRunner):
             "pretrained": str(self.output_model),
             "max_length": evaluation.max_length,
             "add_bos_token": evaluation.add_bos_token,
+            "dtype": None if evaluation.dtype == "auto" else evaluation.dtype,
         }
         given = {key: value for key, value in arguments.items() if value is not None}
         lm: LM = lm_class.create_from_arg_obj(given, {"batch_size": evaluation.batch_size})
+        found = str(getattr(getattr(lm, "model", None), "dtype", None)).removeprefix("torch.")
+        if found not in (given.get("dtype", found), "None"):
+            asked = f"evaluation.dtype asks for {evaluation.dtype}"
+            said = f"user.py took no dtype: its weights are {found}, {asked}"
+            setattr(lm, "notes", [*getattr(lm, "notes", ()), said])  # noqa: B010 - an LM has no such field
         return lm
 
 

@@ -81,6 +81,7 @@ def score(
             "batch_size": spec.batch_size,
             "max_length": spec.max_length,
             "add_bos_token": spec.add_bos_token,
+            "dtype": None if spec.dtype == "auto" else spec.dtype,
         }
         arguments = {name: value for name, value in given.items() if value is not None}
         lm = boxed_lm(connection, where(_CODE), arguments, spec.seed)
@@ -95,7 +96,7 @@ def trusted_spec(asked: EvalSpec, task_paths: Sequence[str]) -> EvalSpec:
     """
     kept = (
         *("tasks", "num_fewshot", "limit", "batch_size", "max_length", "apply_chat_template"),
-        *("fewshot_as_multiturn", "system_instruction", "add_bos_token", "seed"),
+        *("fewshot_as_multiturn", "system_instruction", "add_bos_token", "seed", "dtype"),
     )
     values = {name: getattr(asked, name) for name in kept}
     shuffle = secrets.randbits(32)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fresh_logits import logits
-from in_environment import compress, load_logits, run_python
+from in_environment import compress, load_logits, run_all, run_python
 from safetensors.torch import load_file
 from tiny_model import make_case, write_calibration, write_model
 
 from runners import base
 from scorecard.errors import RunnerUnavailable, SpecError
+from scorecard.spec import to_json
 
 pytestmark = pytest.mark.backend
 LIBRARY_LOADER = """
@@ -170,6 +173,32 @@ def test_gptq_dequantized_is_the_same_model(tmp_path, model, text):
         for dequantize in (False, True)
     )
     assert divergence(packed, unpacked) < 1e-4
+
+
+@pytest.mark.parametrize("runner", ["gptq", "awq"])
+def test_in_float32_the_weights_are_those_of_the_files(tmp_path, model, text, runner):
+    """``evaluation.dtype`` holds for packed and for plain layers, and rounds nothing off."""
+    requests = {}
+    for dequantize in (False, True):
+        case = make_case(runner, {"bits": 4, "group_size": 64, "samples": 8, "dequantize": dequantize}, text)
+        case = dataclasses.replace(case, evaluation=dataclasses.replace(case.evaluation, dtype="float32"))
+        requests[dequantize] = tmp_path / f"{dequantize}.json"
+        requests[dequantize].write_text(json.dumps(to_json(case)))
+    output = tmp_path / "out"
+    output.mkdir()
+    jobs = [("compress", requests[False], model, output)]
+    jobs += [("logits", request, output, tmp_path / f"{name}.pt") for name, request in requests.items()]
+    assert run_all("gptqmodel", jobs) == ["", "", ""]
+    stored = load_file(output / "model.safetensors")
+    unpack = unpacked_awq if runner == "awq" else functools.partial(unpacked_gptq, bits=4)
+    weights = {f"{name}.weight": unpack(stored, name) for name in packed_names(stored)}
+    weights |= {name: tensor for name, tensor in stored.items() if name.endswith(".weight")}
+    changed = plain(model).float()
+    changed.load_state_dict(weights, strict=False)
+    expected = logits(changed)
+    for name in requests:
+        found = torch.load(tmp_path / f"{name}.pt")
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max(), name
 
 
 def test_gptq_beats_rounding_on_text_like_the_calibration(tmp_path, model, text):

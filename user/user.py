@@ -36,13 +36,14 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack([packed & 15, packed >> 4], -1).flatten(1).float() - 8
 
 
-def load_model(folder: Path) -> PreTrainedModel:
+def load_model(folder: Path, dtype: str = "auto") -> PreTrainedModel:
     """The transformers model of a compressed folder, on the GPU where there is one."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = config.dtype if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):
         architecture = type(AutoModelForCausalLM.from_config(config))
-    state = weights(folder, config.dtype)
-    model = architecture.from_pretrained(None, config=config, state_dict=state, dtype=config.dtype)
+    state = weights(folder, kind)
+    model = architecture.from_pretrained(None, config=config, state_dict=state, dtype=kind)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -50,7 +51,9 @@ def load_model(folder: Path) -> PreTrainedModel:
 class UserLM(HFLM):
     """HFLM around the model in ``pretrained``, a folder that ``build.sh --compress`` wrote."""
 
-    def __init__(self, pretrained: str, device: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, pretrained: str, device: str | None = None, dtype: str = "auto", **kwargs: Any
+    ) -> None:
         folder = Path(pretrained)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        super().__init__(pretrained=load_model(folder), tokenizer=tokenizer, **kwargs)
+        super().__init__(pretrained=load_model(folder, dtype), tokenizer=tokenizer, **kwargs)

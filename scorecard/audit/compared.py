@@ -13,11 +13,11 @@ from scorecard.audit.look import Look
 # Measured (docs/measuring.md): in a rounded layer at most 0.0001 of the codes are clearly not what rounding
 # gives (0.0046 where scales are stored roughly), in a layer after GPTQ 0.03 or more, after auto-round 0.019.
 CALIBRATED = 0.005
-MOST_ERROR = 1.0  # a layer of zeros has 1, another layer in its place about 1.4; 2 bits have 0.9 at most
+MOST_ERROR = 1.0  # a layer of zeros has 1, another layer in its place about 1.4; 2 bits rounded 0.9 at most
 MOST_ERROR_UP_TO_SCALES = 0.85  # another layer in its place has 0.96 and more
 _STANDS_OUT, _NOTICEABLE = 4, 0.2
-# Of layouts whose errors drift. Measured with rdq at 2 to 4 bits: cosines of 0.37 and more, gains of 0.61 to
-# 1.0; another layer in its place has a cosine of 0.08 at most.
+# Of layouts whose errors drift, and of GPTQ where its error is larger. Measured with rdq at 2 to 4 bits:
+# cosines of 0.37 and more, gains of 0.61 to 1.0; another layer in its place has a cosine of 0.08 at most.
 LEAST_COSINE, MOST_GAIN = 0.15, 1.5
 
 
@@ -28,15 +28,15 @@ def check(layers: Sequence[Layer], methods: Methods) -> Findings:
             what = "its method rotates weights, so they are not compared with the original"
             yield Finding("warning", f"{some(seen)}: {what}")
         return
-    yield from _errors(layers)
+    yield from _errors(layers, feeds_back=methods.beyond_rounding == "GPTQ")
     body = [layer for layer in seen if layer.module.kind == "linear"]
     if methods.beyond_rounding and body:
         yield from _calibration(body, methods.beyond_rounding)
 
 
-def _errors(layers: Sequence[Layer]) -> Findings:
+def _errors(layers: Sequence[Layer], *, feeds_back: bool) -> Findings:
     errors = {layer.name: layer.look.relative_error for layer in layers if layer.look}
-    wrong = [layer for layer in layers if layer.look and _is_other(layer, layer.look)]
+    wrong = [layer for layer in layers if layer.look and _is_other(layer, layer.look, feeds_back)]
     if wrong:
         worst = max(errors[layer.name] for layer in wrong)
         what = f"decodes to other weights than the original's (relative error {worst:.2f})"
@@ -57,11 +57,14 @@ def _errors(layers: Sequence[Layer]) -> Findings:
         yield Finding("warning", f"{some(odd)}: {what}")
 
 
-def _is_other(layer: Layer, look: Look) -> bool:
+def _is_other(layer: Layer, look: Look, feeds_back: bool) -> bool:
     """Whether the weights are not the original's with the errors of a compression."""
+    elsewhere = look.gain > MOST_GAIN or (look.cosine < LEAST_COSINE and look.zeros < 1)
     if _drifts(layer):
-        return look.gain > MOST_GAIN or (look.cosine < LEAST_COSINE and look.zeros < 1)
-    return look.relative_error > (MOST_ERROR_UP_TO_SCALES if look.rescaled else MOST_ERROR)
+        return elsewhere
+    if look.rescaled:
+        return look.relative_error > MOST_ERROR_UP_TO_SCALES
+    return look.relative_error > MOST_ERROR and (elsewhere or not feeds_back)
 
 
 def _drifts(layer: Layer) -> bool:

@@ -60,7 +60,8 @@ def load_model(folder: Path, spec: Any) -> Any:
     import user
 
     kind = getattr(user, "UserLM", None) or get_model("user")
-    given = {"max_length": spec.max_length, "add_bos_token": spec.add_bos_token}
+    dtype = None if spec.dtype == "auto" else spec.dtype
+    given = {"max_length": spec.max_length, "add_bos_token": spec.add_bos_token, "dtype": dtype}
     settings = {name: value for name, value in given.items() if value is not None}
     return kind(pretrained=str(folder), batch_size=spec.batch_size, **settings)
 

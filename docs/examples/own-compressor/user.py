@@ -1,5 +1,6 @@
 """The model that compression/compress.py wrote, as lm-eval's model ``user``."""
 
+import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
@@ -8,8 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 @register_model("user")
 class UserLM(HFLM):
-    def __init__(self, pretrained, **kwargs):
+    def __init__(self, pretrained, dtype="auto", **kwargs):
         config = AutoConfig.from_pretrained(pretrained)
+        if dtype != "auto":
+            config.dtype = getattr(torch, dtype)
         weights = load_file(f"{pretrained}/rows.safetensors")
         for name in [name for name in weights if name.endswith(".codes")]:
             plain = name.removesuffix(".codes")
