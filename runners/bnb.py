@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runners import _outer
 from runners._hf import copy_side_files, load_causal_lm, load_tokenizer, shapes, to_lm
+from runners._rebuild import evaluation_dtype
 from runners._shapes import Shapes, Size, check_multiples, check_untied
 from runners.base import BaseRunner
 from scorecard import machine
@@ -50,7 +51,10 @@ class Options:
     )
     compute_dtype: str = field(
         default="bfloat16",
-        metadata={"doc": "nf4, fp4: dtype that the kernels multiply in", "choices": DTYPES},
+        metadata={
+            "doc": "nf4, fp4: dtype that the kernels multiply in, unless evaluation.dtype names one",
+            "choices": DTYPES,
+        },
     )
     threshold: float = field(
         default=6.0,
@@ -144,7 +148,13 @@ class Runner(BaseRunner):
         )
 
     def load(self) -> LM:
+        import bitsandbytes
+
         model = load_causal_lm(_outer.restored(self.output_model), self.case)
+        if dtype := evaluation_dtype(self.case):
+            for module in model.modules():
+                if isinstance(module, bitsandbytes.nn.Linear4bit):
+                    module.compute_dtype, module.compute_type_is_set = dtype, True
         return to_lm(model, load_tokenizer(self.output_model, self.case), self.case)
 
 

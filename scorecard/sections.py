@@ -67,7 +67,9 @@ class Evaluation(Section):
     batch_size: Count = Field(default=EvalSpec.batch_size, description="sequences in one forward pass")
     max_length: int | None = Field(default=None, ge=1, description="tokens of context; null: the model's own")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="type to load weights in"
+        default="auto",
+        description="type to load weights and compute in; auto: that of the files. On a CPU without bfloat16 "
+        "float32 is several times as fast",
     )
     apply_chat_template: bool = Field(
         default=False, description="wrap prompts in the tokenizer's chat template"

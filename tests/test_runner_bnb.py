@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,16 @@ def test_a_block_of_another_size_is_stored_and_loaded(tmp_path, model):
     plain = load_logits(make_case("baseline"), model)
     losses = {size: divergence(plain, logits) for size, logits in found.items()}
     assert 0 < losses[64] < losses[128] < 10 * losses[64]
+
+
+def test_evaluation_dtype_is_what_the_kernels_multiply_in(tmp_path, model):
+    found = {}
+    for dtype in ("bfloat16", "float32"):
+        case = make_case("bnb", {"compute_dtype": dtype})
+        output = compress(case, model, tmp_path / dtype / "out")
+        evaluation = dataclasses.replace(case.evaluation, dtype="float32")
+        found[dtype] = load_logits(dataclasses.replace(case, evaluation=evaluation), output)
+    assert torch.equal(found["bfloat16"], found["float32"])
 
 
 def divergence(old: torch.Tensor, new: torch.Tensor) -> float:
