@@ -37,7 +37,7 @@ class NoOptions:
 class BaseRunner(ABC):
     Options: ClassVar[type[Any]] = NoOptions  # frozen dataclass; field metadata: doc, choices, path, key
     environment: ClassVar[str] = CORE  # a file of environments/, or CORE
-    requires: ClassVar[tuple[str, ...]] = ()  # "name==version": its own distributions in that environment
+    requires: ClassVar[tuple[str, ...]] = ()  # its own distributions there: "name==version", in CORE "name"
     version: ClassVar[int] = 1  # raise when equal options would now give different files
 
     def __init__(self, case: Case, model_dir: Path | None, output_model: Path) -> None:

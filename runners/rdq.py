@@ -70,6 +70,7 @@ class Runner(BaseRunner):
     """
 
     Options = Options
+    requires = ("numba",)  # compiles the loops whose sums choose the codes
     version = 2  # the damping is measured
 
     @property

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from rdq_loads import check
+from transformers import PreTrainedModel
 
-import rdq
 from rdq.compress import Compressor, Options
-from rdq.container import open_container
 from rdq.matrices import Matrix
 
 pytestmark = pytest.mark.backend
@@ -82,15 +81,7 @@ def test_nearly_all_weights_are_compressed(family: str, tmp_path: Path) -> None:
     assert 3 < 8 * sum(row.stored_bytes for row in coded) / weights < 5.5
     assert report.kl is not None
     assert report.kl < 0.06
-    loaded = rdq.load(tmp_path / "out", torch.float32)
-    through_transformers = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    tokens = torch.arange(1, 33)[None]
-    with torch.no_grad():
-        before, after = model(tokens).logits, loaded(tokens).logits
-        assert torch.equal(after, through_transformers(tokens).logits)
-    assert float((before - after).norm() / before.norm()) < 0.5
-    with open_container(tmp_path / "out") as container:
-        assert set(container.matrices) == {matrix.name for matrix in made.matrices}
+    check(model, made, tmp_path / "out")
 
 
 @pytest.mark.parametrize("mode", ["calibrated", "data-free"])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from rdq_loads import check
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -19,11 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-import rdq
 from rdq.__main__ import main
 from rdq.budget import Budget, Session, compress
 from rdq.compress import Compressor, Options
-from rdq.container import open_container
 from rdq.errors import RdqError
 from rdq.quantize import Settings
 
@@ -116,15 +114,7 @@ def test_architectures(kind: str, matrices: int, mode: str, folder: Path, tmp_pa
     start = {"sensitivity": 5e-4, "calibrated": 4e-3, "data-free": 0.05}[mode]
     report = made.compress(start, tmp_path / "out")
     assert report.bits < 14  # of 16: the models are so small that side information weighs
-    loaded = rdq.load(tmp_path / "out", torch.float32)
-    through_transformers = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    tokens = torch.arange(1, 33)[None]
-    with torch.no_grad():
-        before, after = model(tokens).logits, loaded(tokens).logits
-        assert torch.equal(after, through_transformers(tokens).logits)
-    assert float((before - after).norm() / before.norm()) < 0.5
-    with open_container(tmp_path / "out") as container:
-        assert set(container.matrices) == {matrix.name for matrix in made.matrices}
+    check(model, made, tmp_path / "out")
 
 
 def test_every_expert_is_told_apart(folder: Path) -> None:
