@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from runners import _outer
 from runners._calibration import token_lists
-from runners._hf import copy_side_files, device, load_tokenizer, read_tensors, weight_files
-from runners._rebuild import evaluation_dtype
+from runners._hf import copy_side_files, device, evaluation_dtype, load_tokenizer, read_tensors, weight_files
 from runners._shapes import Size, check_group_size, check_multiples
 from scorecard.errors import SpecError, nearest
 from scorecard.spec import Case

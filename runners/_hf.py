@@ -46,6 +46,13 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def evaluation_dtype(case: Case) -> torch.dtype | None:
+    """The dtype that ``evaluation.dtype`` asks for; ``None``: the artifact's own."""
+    import torch
+
+    return None if case.evaluation.dtype == "auto" else getattr(torch, case.evaluation.dtype)
+
+
 def load_causal_lm(folder: Path, case: Case, **settings: Any) -> PreTrainedModel:
     """The model of ``folder`` in evaluation mode on ``device()``; never from the network.
 

@@ -71,13 +71,6 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> dict[str, torch.Tens
     return tensors
 
 
-def evaluation_dtype(case: Case) -> torch.dtype | None:
-    """The dtype that ``evaluation.dtype`` asks for; ``None``: the artifact's own."""
-    import torch
-
-    return None if case.evaluation.dtype == "auto" else getattr(torch, case.evaluation.dtype)
-
-
 def fill(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Give every parameter that still waits its tensor; the shape and dtype are those of the tensor.
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runners import _outer
-from runners._hf import copy_side_files, load_causal_lm, load_tokenizer, shapes, to_lm
-from runners._rebuild import evaluation_dtype
+from runners._hf import copy_side_files, evaluation_dtype, load_causal_lm, load_tokenizer, shapes, to_lm
 from runners._shapes import Shapes, Size, check_multiples, check_untied
 from runners.base import BaseRunner
 from scorecard import machine

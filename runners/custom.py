@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from runners.base import CORE, BaseRunner
 from scorecard.errors import RunnerUnavailable, SpecError, StageFailed
+from scorecard.user_class import taken
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -97,10 +98,10 @@ class Runner(BaseRunner):
             "add_bos_token": evaluation.add_bos_token,
             "dtype": None if evaluation.dtype == "auto" else evaluation.dtype,
         }
-        given = {key: value for key, value in arguments.items() if value is not None}
+        given = taken(lm_class, {key: value for key, value in arguments.items() if value is not None})
         lm: LM = lm_class.create_from_arg_obj(given, {"batch_size": evaluation.batch_size})
         found = str(getattr(getattr(lm, "model", None), "dtype", None)).removeprefix("torch.")
-        if found not in (given.get("dtype", found), "None"):
+        if found not in (arguments["dtype"] or found, "None"):
             asked = f"evaluation.dtype asks for {evaluation.dtype}"
             said = f"user.py took no dtype: its weights are {found}, {asked}"
             setattr(lm, "notes", [*getattr(lm, "notes", ()), said])  # noqa: B010 - an LM has no such field

@@ -7,10 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runners import _exclude, _outer
-from runners._hf import copy_side_files, device, load_causal_lm, load_tokenizer, shapes, to_lm
+from runners._hf import (
+    copy_side_files,
+    device,
+    evaluation_dtype,
+    load_causal_lm,
+    load_tokenizer,
+    shapes,
+    to_lm,
+)
 from runners._rebuild import (
     WEIGHTS,
-    evaluation_dtype,
     fill,
     plain_tensors,
     read,

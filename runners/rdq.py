@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runners._calibration import token_lists
-from runners._hf import copy_side_files, device, load_config, load_tokenizer, to_lm
-from runners._rebuild import evaluation_dtype
+from runners._hf import copy_side_files, device, evaluation_dtype, load_config, load_tokenizer, to_lm
 from runners.base import BaseRunner
 from scorecard.errors import ArtifactError, ScorecardError
 

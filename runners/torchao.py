@@ -6,9 +6,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runners import _exclude, _torchao
-from runners._hf import copy_side_files, device, load_causal_lm, load_tokenizer, shapes, to_lm
-from runners._rebuild import (
+from runners._hf import (
+    copy_side_files,
+    device,
     evaluation_dtype,
+    load_causal_lm,
+    load_tokenizer,
+    shapes,
+    to_lm,
+)
+from runners._rebuild import (
     fill,
     plain_tensors,
     say_quantized,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scorecard.lm_server import FACTS, Server, main
+from scorecard.user_class import taken
 
 COLUMNS = ("task", "doc", "metric", "value")
 
@@ -39,7 +40,7 @@ class BoxServer(Server):
         found = getattr(module, "UserLM", None) or _registered()
         if found is None:
             raise ImportError("user.py has no class UserLM and registers no lm-eval model 'user'")
-        lm = found(**arguments)
+        lm = found(**taken(found, arguments))
         _seed(seed)
         self._lm = lm
         return {name: value for name in FACTS if (value := _fact(lm, name)) is not None}

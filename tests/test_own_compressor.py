@@ -28,7 +28,7 @@ configs:
   custom-mine: {runner: custom, folder: mine}
   custom-example: {runner: custom, folder: example}
 defaults:
-  evaluation: {limit: 40}
+  evaluation: {limit: 40, dtype: float32}
 """
 
 
@@ -51,6 +51,7 @@ def test_several_folders_stand_in_one_table_and_can_be_frozen(tmp_path: Path) ->
     rows = {r["config"]: r for r in json.loads((tmp_path / "results" / "results.json").read_text())["rows"]}
     mine, example, baseline = (rows[n] for n in ("custom-mine", "custom-example", "baseline"))
     assert example["size_bytes"] < mine["size_bytes"] < 0.6 * baseline["size_bytes"]
+    assert (mine["notes"], example["notes"]) == ([], [])  # both took evaluation.dtype
     assert mine["mean_accuracy"] > 0.9
     assert example["mean_accuracy"] > 0.9
 

@@ -113,7 +113,8 @@ def test_a_forked_worker_ends_as_a_fresh_one_does(place: Place) -> None:
 REAL = """
 models:
   - {set: embedded, name: tiny-llama, version: 1, source: "embedded:tiny-llama", tasks: [tiny_pairs],
-     configs: [baseline, w4], evaluation: {limit: 8, heldout: "embedded:heldout", heldout_documents: 2}}
+     configs: [baseline, w4], evaluation: {dtype: float32, limit: 8, heldout: "embedded:heldout",
+                                         heldout_documents: 2}}
 configs:
   baseline: {runner: baseline}
   w4: {runner: rtn, bits: 4, group_size: 128}

@@ -477,7 +477,9 @@ class UserLM(LM):
         self.seen = (pretrained, batch_size)
     loglikelihood = loglikelihood_rolling = generate_until = None
 """
-    runner = custom_runner(write_user(tmp_path / "mine", "true\n", user), tmp_path / "out")
+    case = make_case("custom", {"folder": str(write_user(tmp_path / "mine", "true\n", user))})
+    case = dataclasses.replace(case, evaluation=dataclasses.replace(case.evaluation, dtype="float32"))
+    runner = custom.Runner(case, None, tmp_path / "out")
     assert runner.load().seen == runner.load().seen == (str(tmp_path / "out"), 16)
 
 
@@ -521,3 +523,26 @@ print("KL", kl.item() / new[..., 0].numel())
     )
     assert out.returncode == 0, out.stderr
     assert 0 < float(out.stdout.split("KL")[1]) < 0.05
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("heeds", [True, False])
+def test_custom_says_so_where_user_py_takes_no_dtype(tmp_path, heeds):
+    user = f"""
+from types import SimpleNamespace
+from lm_eval.api.model import TemplateLM
+
+
+class UserLM(TemplateLM):
+    eot_token_id = 0
+    tok_encode = loglikelihood_rolling = generate_until = _loglikelihood_tokens = None
+
+    def __init__(self, pretrained, dtype="bfloat16", **kwargs):
+        super().__init__()
+        self.model = SimpleNamespace(dtype="torch." + (dtype if {heeds} else "bfloat16"))
+"""
+    case = make_case("custom", {"folder": str(write_user(tmp_path / "mine", "true\n", user))})
+    case = dataclasses.replace(case, evaluation=dataclasses.replace(case.evaluation, dtype="float32"))
+    notes = getattr(custom.Runner(case, None, tmp_path / "out").load(), "notes", [])
+    said = "user.py took no dtype: its weights are bfloat16, evaluation.dtype asks for float32"
+    assert notes == ([] if heeds else [said])

@@ -27,7 +27,7 @@ configs:
   rtn-w4-g128: {runner: rtn, bits: 4, group_size: 128}
   rtn-w2-g128: {runner: rtn, bits: 2, group_size: 128}
 defaults:
-  evaluation: {limit: 100, heldout: "embedded:heldout", heldout_documents: 16}
+  evaluation: {dtype: float32, limit: 100, heldout: "embedded:heldout", heldout_documents: 16}
   measure: {threads: 1, repeats: 2, prompt_tokens: 16, decode_tokens: 4}
 """
 

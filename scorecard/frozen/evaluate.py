@@ -19,6 +19,7 @@ from scorecard.artifact import regular_files
 from scorecard.errors import ArtifactError
 from scorecard.evaluate import document_rows, mean_accuracy, run_tasks, task_score, write_documents
 from scorecard.tasks import keep_compiled_templates, seed, set_fewshot
+from scorecard.user_class import taken
 
 FOLDER = Path(__file__).resolve().parent
 GIB = 2**30
@@ -63,7 +64,7 @@ def load_model(folder: Path, spec: Any) -> Any:
     dtype = None if spec.dtype == "auto" else spec.dtype
     given = {"max_length": spec.max_length, "add_bos_token": spec.add_bos_token, "dtype": dtype}
     settings = {name: value for name, value in given.items() if value is not None}
-    return kind(pretrained=str(folder), batch_size=spec.batch_size, **settings)
+    return kind(pretrained=str(folder), batch_size=spec.batch_size, **taken(kind, settings))
 
 
 def measure(folder: Path, manifest: Mapping[str, Any], spec: Any, results: Path) -> dict[str, Any]:
