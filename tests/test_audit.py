@@ -337,6 +337,28 @@ def test_a_layer_that_is_permuted_or_scaled(tmp_path: Path, change: str) -> None
     assert found.startswith(f"{UP}: decodes to other weights than the original's")
 
 
+def test_gptq_may_err_by_more_than_the_weights_in_their_direction(tmp_path: Path) -> None:
+    """As at 2 bits, where its feedback goes where the inputs do not see it."""
+    tensors, dice = dense(), np.random.default_rng(0)
+    for name in LINEARS:
+        values = weight(name)
+        noise = dice.normal(size=values.shape).astype(np.float32)
+        put(
+            tensors,
+            name,
+            gptq(values + noise * np.float32(1.03 * np.linalg.norm(values) / np.linalg.norm(noise))),
+        )
+    result = run(tmp_path, tensors, {"runner": "gptq", "bits": 4})
+    assert row(result, UP)["relative_error"] > 1
+    assert errors(result) == []
+    (found,) = errors(run(tmp_path, tensors, {"runner": "rtn", "bits": 4}))
+    assert "decodes to other weights" in found
+    for wrong in (np.ascontiguousarray(weight(UP)[::-1]), weight(UP) * 2.1):
+        put(tensors, UP, gptq(wrong))
+        (found,) = errors(run(tmp_path, tensors, {"runner": "gptq", "bits": 4}))
+        assert found.startswith(f"{UP}: decodes to other weights than the original's")
+
+
 def test_a_layer_with_more_error_than_its_like_stands_out(tmp_path: Path) -> None:
     tensors = packed()
     put(tensors, UP, gptq(weight(UP) * 1.5))
