@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from runners import _outer
 from runners._calibration import token_lists
-from runners._hf import copy_side_files, device, evaluation_dtype, load_tokenizer, read_tensors, weight_files
+from runners._hf import copy_side_files, device, evaluation_dtype, load_tokenizer, widened
 from runners._shapes import Size, check_group_size, check_multiples
 from scorecard.errors import SpecError, nearest
 from scorecard.spec import Case
@@ -197,8 +197,7 @@ def load(case: Case, output_model: Path, method: str, *, dequantize: bool) -> An
         str(folder), backend=backend, device=device(), trust_remote_code=trust, **settings
     ).model
     if wide:
-        model = model.float()
-        _read_scales(model, folder)
+        model = widened(model, folder)
     if dequantize or (wide and method == "awq"):
         _unpack(model)
     # lm-eval would read it as transformers' own GPTQ config, which refuses 5, 6 and 7 bits.
@@ -208,16 +207,6 @@ def load(case: Case, output_model: Path, method: str, *, dequantize: bool) -> An
 
 def _backend(package: Any, method: str) -> Any:
     return package.BACKEND.AWQ_TORCH if method == "awq" else package.BACKEND.GPTQ_TORCH
-
-
-def _read_scales(model: nn.Module, folder: Path) -> None:
-    """Give packed layers the scales of the files: the loader rounds them to one 16-bit type."""
-    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
-
-    stored = {name: t for path in weight_files(folder) for name, t in read_tensors(path)[0].items()}
-    for name, module in model.named_modules():
-        if isinstance(module, BaseQuantLinear):
-            module.scales.data.copy_(stored[f"{name}.scales"])
 
 
 def _unpack(model: nn.Module) -> None:

@@ -218,6 +218,23 @@ def weight_files(model_dir: Path) -> list[Path]:
     return found
 
 
+def widened(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """``model`` in float32, its floating-point numbers as the files of ``folder`` have them.
+
+    For libraries whose loaders know 16-bit types only: they round what is stored in another one.
+    """
+    import torch
+
+    torch.nn.Module.float(model)  # transformers' own refuses a compressed model
+    places = {name: t for name, t in model.state_dict(keep_vars=True).items() if t.is_floating_point()}
+    with torch.no_grad():
+        for path in weight_files(folder):
+            for name, tensor in read_tensors(path)[0].items():
+                if name in places and tensor.is_floating_point():
+                    places[name].copy_(tensor)
+    return model
+
+
 def store_as_original(model_dir: Path, output_model: Path) -> None:
     """Give every floating-point tensor that an artifact has of the original the dtype that it has there.
 

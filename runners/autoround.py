@@ -21,6 +21,7 @@ from runners._hf import (
     store_as_original,
     to_lm,
     weight_files,
+    widened,
 )
 from runners._shapes import Shapes, check_group_size, check_multiples, check_untied
 from runners.base import BaseRunner
@@ -29,7 +30,7 @@ from scorecard.errors import ScorecardError, SpecError, nearest
 if TYPE_CHECKING:
     import torch
     from lm_eval.api.model import LM
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FEATURE_MULTIPLE = 32  # both sides of a Linear: codes are packed into 32-bit words
 INTEGER = "int"
@@ -37,6 +38,7 @@ INTEGER = "int"
 FIXED = ("MXFP4", "MXFP8", "NVFP4", "FP8_STATIC", "FPW8A16", "INT8_W8A8")
 GROUPS = {"MXFP4": 32, "MXFP8": 32, "NVFP4": 16}
 BITS = {"auto_gptq": (2, 3, 4, 8), "auto_awq": (4,)}
+PACKED = ("auto_round", "auto_gptq")  # formats whose layers load packed, as ``qweight``
 LEARNING = (
     "lr",
     "minmax_lr",
@@ -90,6 +92,13 @@ class Options:
     )
     enable_adam: bool = field(default=False, metadata={"doc": "Adam in place of signed gradients"})
     lm_head: bool = field(default=False, metadata={"doc": "the output layer too"})
+    dequantize: bool = field(
+        default=False,
+        metadata={
+            "doc": "int in the formats auto_round and auto_gptq: load plain weights instead of packed "
+            "kernels (faster on a CPU, same size on disk)"
+        },
+    )
     outer_bits: int | None = _outer.option()
     layer_config: dict[str, dict[str, Any]] | None = field(
         default=None,
@@ -116,6 +125,8 @@ class Options:
                 raise ValueError(f"{name}: {count} is less than 1; write a whole number from 1")
         if self.iters < 0:
             raise ValueError(f"iters: {self.iters} is less than 0; write 0 for rounding to nearest")
+        if self.dequantize and (self.scheme != INTEGER or self.format not in PACKED):
+            raise ValueError("dequantize: only for scheme int in auto_round or auto_gptq; leave it out")
         _check_format(self)
         for layer, options in (self.layer_config or {}).items():
             unknown = next((name for name in options if name not in OVERRIDES), None)
@@ -238,8 +249,15 @@ class Runner(BaseRunner):
             model = model_from_state(self.output_model, self.case, self._unpacked())
         else:
             # Of GPTQ's format transformers asks for another library; auto-round reads it too.
-            settings = {"quantization_config": AutoRoundConfig()} if self.options.format in BITS else {}
-            model = load_causal_lm(_outer.restored(self.output_model), self.case, **settings)
+            o, folder = self.options, _outer.restored(self.output_model)
+            wide = self.case.evaluation.dtype == "float32" and o.scheme == INTEGER and o.format in PACKED
+            config = AutoRoundConfig(backend="torch" if wide else "auto")
+            settings = {"quantization_config": config} if wide or o.format in BITS else {}
+            model = load_causal_lm(folder, self.case, **settings)
+            if wide:  # whatever it is asked for, it makes the model float16 on most of its kernels
+                model = widened(model, folder)
+            if o.dequantize:
+                unpack_linears(model)
         return to_lm(model, load_tokenizer(self.output_model, self.case), self.case)
 
     def _unpacked(self) -> dict[str, torch.Tensor]:
@@ -253,6 +271,23 @@ class Runner(BaseRunner):
             parts = (stored.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales"))
             stored[f"{name}.weight"] = awq_weight(*parts)
         return stored
+
+
+def unpack_linears(model: PreTrainedModel) -> None:
+    """Put a plain Linear in place of each packed layer: its weight is what that makes of unit vectors."""
+    import torch
+
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "qweight"):
+            bias, module.bias = module.bias, None
+            unit = torch.eye(module.infeatures, dtype=model.dtype, device=module.qweight.device)
+            with torch.no_grad():
+                weight = module(unit).T.contiguous()
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+            if bias is not None:
+                linear.bias = torch.nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+            model.set_submodule(name, linear)
 
 
 def awq_weight(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

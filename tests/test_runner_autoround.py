@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,25 @@ def test_the_same_bytes_in_another_process(folder: Path, model: Path, text: Path
     assert sha256_tree(again) == sha256_tree(folder / "three")
 
 
+@pytest.mark.parametrize("kind", ["three", "gptq"])
+def test_dequantized_is_the_same_model(kind: str, model: Path, text: Path, tmp_path: Path) -> None:
+    requests = {}
+    for dequantize in (False, True):
+        case = make_case(
+            "autoround", {**CASES[kind], "iters": 0, "lm_head": True, "dequantize": dequantize}, text
+        )
+        case = dataclasses.replace(case, evaluation=dataclasses.replace(case.evaluation, dtype="float32"))
+        requests[dequantize] = tmp_path / f"{dequantize}.json"
+        requests[dequantize].write_text(json.dumps(to_json(case)))
+    output = tmp_path / kind
+    output.mkdir()
+    jobs = [("compress", requests[False], model, output)]
+    jobs += [("logits", request, output, tmp_path / f"{name}.pt") for name, request in requests.items()]
+    assert run_all("quantizers", jobs, ["auto_round"]) == ["", "", ""]
+    packed, plain = (torch.load(tmp_path / f"{name}.pt") for name in requests)
+    assert (packed - plain).abs().max() < 1e-5 * packed.abs().max()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -128,6 +148,7 @@ def test_the_same_bytes_in_another_process(folder: Path, model: Path, text: Path
         ({"scheme": "MXFP4", "bits": 8}, "bits: MXFP4 has its own"),
         ({"scheme": "NVFP4", "format": "auto_gptq"}, "format: auto_gptq has no NVFP4"),
         ({"bits": 8, "symmetric": False}, "symmetric: 8 bits are symmetric"),
+        ({"dequantize": True, "format": "llm_compressor"}, "dequantize: only for scheme int"),
         ({"iters": -1}, "iters: -1 is less than 0"),
         ({"layer_config": {"a": {"bit": 3}}}, "layer_config: 'a' has an unknown 'bit'"),
     ],
