@@ -211,6 +211,7 @@ def test_an_expert_that_matters_more_gets_finer_steps() -> None:
     np.testing.assert_array_equal(some.row, made.row[4::8])
 
 
+@pytest.mark.backend  # two processes that import torch
 def test_python_gives_the_codes_that_numba_gives() -> None:
     program = (
         "import numpy as np, torch, hashlib; from rdq.quantize import *\n"
