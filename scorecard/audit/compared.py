@@ -17,8 +17,8 @@ MOST_ERROR = 1.0  # a layer of zeros has 1, another layer in its place about 1.4
 MOST_ERROR_UP_TO_SCALES = 0.85  # another layer in its place has 0.96 and more
 _STANDS_OUT, _NOTICEABLE = 4, 0.2
 # Of layouts whose errors drift, and of GPTQ where its error is larger. Measured with rdq at 2 to 4 bits:
-# cosines of 0.37 and more, gains of 0.61 to 1.0; with GPTQ at 2 bits errors of up to 1.03, cosines of 0.66 and
-# more, gains of 0.78 to 1.02. Another layer in its place has a cosine of 0.08 at most.
+# cosines of 0.37 and more, gains of 0.61 to 1.0; with GPTQ at 2 bits errors of up to 1.03, cosines of 0.66
+# and more, gains of 0.78 to 1.02. Another layer in its place has a cosine of 0.08 at most.
 LEAST_COSINE, MOST_GAIN = 0.15, 1.5
 
 
