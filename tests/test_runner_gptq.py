@@ -175,30 +175,32 @@ def test_gptq_dequantized_is_the_same_model(tmp_path, model, text):
     assert divergence(packed, unpacked) < 1e-4
 
 
-@pytest.mark.parametrize("runner", ["gptq", "awq"])
-def test_in_float32_the_weights_are_those_of_the_files(tmp_path, model, text, runner):
+def test_in_float32_the_weights_are_those_of_the_files(tmp_path, model, text):
     """``evaluation.dtype`` holds for packed and for plain layers, and rounds nothing off."""
-    requests = {}
-    for dequantize in (False, True):
-        case = make_case(runner, {"bits": 4, "group_size": 64, "samples": 8, "dequantize": dequantize}, text)
-        case = dataclasses.replace(case, evaluation=dataclasses.replace(case.evaluation, dtype="float32"))
-        requests[dequantize] = tmp_path / f"{dequantize}.json"
-        requests[dequantize].write_text(json.dumps(to_json(case)))
-    output = tmp_path / "out"
-    output.mkdir()
-    jobs = [("compress", requests[False], model, output)]
-    jobs += [("logits", request, output, tmp_path / f"{name}.pt") for name, request in requests.items()]
-    assert run_all("gptqmodel", jobs) == ["", "", ""]
-    stored = load_file(output / "model.safetensors")
-    unpack = unpacked_awq if runner == "awq" else functools.partial(unpacked_gptq, bits=4)
-    weights = {f"{name}.weight": unpack(stored, name) for name in packed_names(stored)}
-    weights |= {name: tensor for name, tensor in stored.items() if name.endswith(".weight")}
-    changed = plain(model).float()
-    changed.load_state_dict(weights, strict=False)
-    expected = logits(changed)
-    for name in requests:
-        found = torch.load(tmp_path / f"{name}.pt")
-        assert (found - expected).abs().max() < 1e-4 * expected.abs().max(), name
+    jobs: list[tuple[str | Path, ...]] = []
+    for runner in ("gptq", "awq"):
+        output = tmp_path / runner
+        output.mkdir()
+        for dequantize in (False, True):
+            options = {"bits": 4, "group_size": 64, "samples": 8, "dequantize": dequantize}
+            case = make_case(runner, options, text)
+            case = dataclasses.replace(case, evaluation=dataclasses.replace(case.evaluation, dtype="float32"))
+            request = tmp_path / f"{runner}-{dequantize}.json"
+            request.write_text(json.dumps(to_json(case)))
+            if not dequantize:
+                jobs.append(("compress", request, model, output))
+            jobs.append(("logits", request, output, request.with_suffix(".pt")))
+    assert set(run_all("gptqmodel", jobs)) == {""}
+    for runner, unpack in (("gptq", functools.partial(unpacked_gptq, bits=4)), ("awq", unpacked_awq)):
+        stored = load_file(tmp_path / runner / "model.safetensors")
+        weights = {f"{name}.weight": unpack(stored, name) for name in packed_names(stored)}
+        weights |= {name: tensor for name, tensor in stored.items() if name.endswith(".weight")}
+        changed = plain(model).float()
+        changed.load_state_dict(weights, strict=False)
+        expected = logits(changed)
+        for dequantize in (False, True):
+            found = torch.load(tmp_path / f"{runner}-{dequantize}.pt")
+            assert (found - expected).abs().max() < 1e-4 * expected.abs().max(), (runner, dequantize)
 
 
 def test_gptq_beats_rounding_on_text_like_the_calibration(tmp_path, model, text):

@@ -22,9 +22,6 @@ QUANTIZERS: dict[str, dict[str, Any]] = {
     "autoround": {"iters": 1, "samples": 2, "group_size": 64},
     "bnb": {"format": "nf4"},
     "modelopt": {"format": "int4_awq", "group_size": 64, "samples": 2},
-    "hqq": {"bits": 4, "group_size": 64},
-    "quanto": {"format": "qint4"},
-    "torchao": {"format": "int8"},
 }
 LLMCOMPRESSOR: dict[str, dict[str, Any]] = {"llmcompressor": {"bits": 4, "group_size": 32}}
 
@@ -34,7 +31,7 @@ LLMCOMPRESSOR: dict[str, dict[str, Any]] = {"llmcompressor": {"bits": 4, "group_
     ("environment", "options", "imports"),
     [
         ("quantizers", QUANTIZERS, ["auto_round", "bitsandbytes"]),
-        ("llmcompressor", LLMCOMPRESSOR, ["llmcompressor"]),
+        pytest.param("llmcompressor", LLMCOMPRESSOR, ["llmcompressor"], marks=pytest.mark.slow),
     ],
     ids=["quantizers", "llmcompressor"],
 )
