@@ -187,8 +187,6 @@ def evaluate(case: Case, model: Path, folder: Path) -> dict[str, Any]:
     documents.parent.mkdir(exist_ok=True)
     runner = base.get(case.config.runner)(case, None, artifact(case, folder))
     lm: Any = runner.load()
-    if case.config.options.get("dequantize") and case.evaluation.dtype == "float32":
-        lm.model.float()  # GPTQModel loads in the type of the files, whatever it is asked for
     return dict(
         score(
             lm,
