@@ -24,7 +24,7 @@ from scorecard.tasks import HELDOUT
 
 MOST_ROWS = 2_000_000
 _BENCH, _CODE, _ARTIFACT, _CLAIMS = "/bench", "/submission", "/artifact", "/claims"
-_FILES = ("__init__.py", "lm_server.py", "box_server.py")
+_FILES = ("__init__.py", "lm_server.py", "box_server.py", "user_class.py")
 _START = (
     "import sys; sys.path.insert(0, {!r}); from scorecard.box_server import BoxServer, main; main(BoxServer)"
 )
